@@ -1,0 +1,91 @@
+"""Tables of names: every list a user can choose from (optimizers, meters, models) is one `Registry`.
+
+A registry maps a name to an entry and a line of description, refuses unknown names with the nearest
+match, and loads `module:attribute` plug-ins, only when a person named them.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from jaxenergy.errors import UsageError, unknown_value
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """Entries by name.
+
+    Args:
+        what: what an entry is called on the command line, e.g. `--optimizer`; used in errors.
+    """
+
+    def __init__(self, what: str):
+        self.what = what
+        self._entries: dict[str, tuple[Entry, str]] = {}
+
+    def add(self, name: str, entry: Entry, description: str) -> Entry:
+        """Adds an entry.
+
+        Args:
+            name: the name users type.
+            entry: what it stands for.
+            description: one line for `--list`.
+
+        Returns:
+            The entry.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        if name in self._entries:
+            raise UsageError(f"{self.what}={name} is registered already; choose another name.")
+        self._entries[name] = (entry, description)
+        return entry
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise unknown_value(self.what, name, self._entries)
+        return self._entries[name][0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def describe(self, name: str) -> str:
+        """The description line of an entry."""
+        self[name]  # refuses an unknown name
+        return self._entries[name][1]
+
+
+def load_attribute(spec: str, what: str) -> object:
+    """Imports `module:attribute`, as a user names a plug-in.
+
+    Args:
+        spec: the module's dotted path and the attribute, e.g. `my_package.my_module:my_optimizer`.
+        what: the flag it came from, for errors.
+
+    Returns:
+        The attribute.
+
+    Raises:
+        UsageError: the module cannot be imported or has no such attribute.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"{what}={spec} is not of the form module:attribute.")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way; the user is told which
+        raise UsageError(
+            f"{what}={spec}: importing {module_name!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise unknown_value(f"{what}={module_name}:", attribute, public)
+    return getattr(module, attribute)

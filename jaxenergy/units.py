@@ -1,0 +1,59 @@
+"""Unit constants and the one way in which quantities are shown to people.
+
+A unit is part of every name in this project (`energy_j`, `start_ns`); this module holds the factors
+between the units that hardware speaks and the ones that are written down, and formats for tables.
+"""
+
+import math
+
+NS_PER_S = 1_000_000_000
+UJ_PER_J = 1_000_000
+MJ_PER_J = 1_000
+
+_SI_PREFIXES = (
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+    (1e-3, "m"),
+    (1e-6, "µ"),
+    (1e-9, "n"),
+)
+
+
+def format_si(value: float | None, unit: str, digits: int = 3) -> str:
+    """A quantity with an SI prefix and a fixed number of significant digits, e.g. `12.3 mJ`.
+
+    Args:
+        value: the quantity in `unit`, or None for one that could not be had.
+        unit: the unit without prefix.
+        digits: significant digits.
+
+    Returns:
+        The text; `n/a` for None or a value that is not finite.
+    """
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if value == 0:
+        return f"0 {unit}"
+    for factor, prefix in _SI_PREFIXES:
+        if abs(value) >= factor * (1 - 0.5 * 10**-digits):
+            break
+    scaled = value / factor
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled)) + 1e-9))
+    return f"{scaled:.{decimals}f} {prefix}{unit}"
+
+
+def format_duration_s(duration_s: float | None) -> str:
+    """A duration for people: `0.53 s`, `12.3 s`, `4 min 05 s`, `3 h 07 min`."""
+    if duration_s is None or not math.isfinite(duration_s):
+        return "n/a"
+    if duration_s < 1:
+        return format_si(duration_s, "s")
+    if duration_s < 60:
+        return f"{duration_s:.1f} s"
+    if duration_s < 3600:
+        minutes, seconds = divmod(round(duration_s), 60)
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(round(duration_s / 60), 60)
+    return f"{hours} h {minutes:02d} min"
