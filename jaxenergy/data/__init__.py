@@ -1,0 +1,121 @@
+"""Data sets of fixed-shape images, read once into memory as `uint8`.
+
+`load(name, data_dir=...)` is the door; the part that runs on the device is in
+`jaxenergy.data.pipeline`, the only module here that imports jax. A new set is one row of
+`DATASETS`, or of `official.OFFICIAL` if it is a published one.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from jaxenergy.data.dataset import Dataset, Facts, Split, build_dataset
+from jaxenergy.data.digits import load_digits
+from jaxenergy.data.official import OFFICIAL, build_official
+from jaxenergy.data.synthetic import load_synthetic
+from jaxenergy.errors import UsageError
+from jaxenergy.registry import Registry
+
+__all__ = ["DATASETS", "Dataset", "Facts", "Split", "build_dataset", "load"]
+
+
+def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+        name: a name of `DATASETS`, with options after a colon for those that take any, e.g.
+            `digits`, `cifar10`, `synthetic:32x32x3,classes=10,examples=50000`.
+        data_dir: for published sets, an official archive, the folder that holds it, the folder of
+            extracted files, its parent, or a folder of TensorFlow Datasets.
+
+    Returns:
+        The data set, in memory.
+
+    Raises:
+        UsageError: there is no such set, it cannot be had here, or its files are truncated or
+            altered.
+    """
+    key, _, options = name.partition(":")
+    loader = DATASETS[key]
+    folder = None if data_dir is None else Path(os.path.expanduser(data_dir))
+    try:
+        return loader(options, folder)
+    except OSError as error:
+        raise UsageError(f"--dataset={name} --data_dir={data_dir}: {error}") from error
+
+
+Loader = Callable[[str, Path | None], Dataset]
+
+DATASETS: Registry[Loader] = Registry("--dataset")
+
+
+def _without_options(
+    name: str, loader: Callable[[Path | None], Dataset], options: str, data_dir: Path | None
+) -> Dataset:
+    """Calls a loader of a set that takes no options."""
+    if options:
+        raise UsageError(f"--dataset={name}:{options}: {name} takes no options; got {options!r}.")
+    return loader(data_dir)
+
+
+def _load_official(name: str, data_dir: Path | None) -> Dataset:
+    """Loads a published set: local files first, then TensorFlow Datasets."""
+    official = OFFICIAL[name]
+    if data_dir is not None:
+        if not data_dir.exists():
+            raise UsageError(f"--data_dir={data_dir} does not exist.")
+        parts = official.find(data_dir)
+        if parts is not None:
+            return build_official(official, *parts)
+        if data_dir.is_file():
+            wanted = ", ".join(archive.name for archive in official.archives)
+            raise UsageError(
+                f"--data_dir={data_dir} is a file but none of {name}; expected e.g. {wanted}."
+            )
+    try:  # an optional package that takes a third of a second to import
+        from jaxenergy.data import tfds_builders
+    except ImportError as error:
+        why = f"TensorFlow Datasets is not installed ({error})"
+    else:
+        try:
+            return build_official(official, *tfds_builders.load_with_tfds(name, data_dir))
+        except tfds_builders.NotAvailable as error:
+            why = str(error)
+    raise UsageError(_ways_to_get(name, data_dir, why))
+
+
+def _ways_to_get(name: str, data_dir: Path | None, why: str) -> str:
+    """The message for a set that is neither here nor to be had: why, and the three ways to it."""
+    found = f"not found in --data_dir={data_dir}" if data_dir else "no --data_dir is given"
+    archives = OFFICIAL[name].archives
+    files = " ".join(archive.name for archive in archives)
+    address = archives[0].url.removesuffix(archives[0].name)
+    return (
+        f"--dataset={name}: {found}, and it cannot be downloaded: {why}.\n"
+        f"Three ways to get it: (1) put {files} from {address} into a folder and give it as "
+        "--data_dir; (2) with a network, pip install 'jaxenergy[tfds]' and run again; (3) give as "
+        f"--data_dir a folder in which TensorFlow Datasets has prepared {name} as array_record.\n"
+        "--dataset=digits is in the package and --dataset=synthetic needs no files."
+    )
+
+
+DATASETS.add(
+    "digits",
+    partial(_without_options, "digits", load_digits),
+    "1,797 handwritten digits, 8x8 grey, 10 classes; in the package",
+)
+for _name, _description in {
+    "cifar10": "50,000 + 10,000 colour images, 32x32, 10 classes",
+    "cifar100": "50,000 + 10,000 colour images, 32x32, 100 classes (fine labels)",
+    "mnist": "60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
+    "fashion_mnist": "60,000 + 10,000 images of clothes, 28x28 grey, 10 classes",
+}.items():
+    DATASETS.add(
+        _name, partial(_without_options, _name, partial(_load_official, _name)), _description
+    )
+DATASETS.add(
+    "synthetic",
+    load_synthetic,
+    "random images, e.g. synthetic:32x32x3,classes=10,examples=50000,seed=0",
+)
