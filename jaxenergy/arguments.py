@@ -1,7 +1,7 @@
 """Typed arguments by name: how `momentum=0.9,nesterov=true` becomes checked Python values.
 
-Optimizers, schedules and model families each have hyper-parameters of their own. They are declared once
-as `Argument`s; what a user gives is held to that, and everything else is refused with the list.
+Optimizers, schedules and model families each have hyper-parameters of their own. They are declared
+once as `Argument`s; what a user gives is held to that, and the rest is refused with the list.
 """
 
 import dataclasses
@@ -45,9 +45,7 @@ class Interval:
         low = f"{'at least' if self.closed_low else 'above'} {self.low:g}"
         high = f"{'at most' if self.closed_high else 'below'} {self.high:g}"
         bounds = [
-            text
-            for text, bound in ((low, self.low), (high, self.high))
-            if math.isfinite(bound)
+            text for text, bound in ((low, self.low), (high, self.high)) if math.isfinite(bound)
         ]
         return " and ".join(bounds) or "finite"
 
@@ -128,12 +126,14 @@ class Argument:
                 raise unknown_value(what, value, self.choices)
             return str(value)
         try:
-            number = kind(value)  # float or int
+            number = float(value)  # type: ignore[arg-type]  # what is no number raises TypeError
         except (TypeError, ValueError):
             raise error from None
-        if number != float(value) or not math.isfinite(number) or number not in self.interval:
+        if not math.isfinite(number) or number not in self.interval:
             raise error
-        return number
+        if kind is int and not number.is_integer():
+            raise error
+        return kind(number)
 
 
 def _guess(value: object) -> object:

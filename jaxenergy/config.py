@@ -222,6 +222,8 @@ def parse_setting(name: str, text: str) -> Any:
 
 
 def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"--{name}={value!r} has a null character.\nAllowed: text without one.")
     fits = type(value) in allowed or (float in allowed and type(value) is int)
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         words = " or ".join(_KIND_WORDS[kind] for kind in allowed)

@@ -1,4 +1,4 @@
-"""The errors a user meets, so that bad input reads as one to three clear lines and never a traceback.
+"""The errors a user meets: bad input reads as one to three clear lines, never as a traceback.
 
 `UsageError` is what a person can mend by typing something else (exit status 2); `RunError` is a
 failure while running (exit status 1). Both are shown by the drivers as plain text.

@@ -1,4 +1,4 @@
-"""Tables of names: every list a user can choose from (optimizers, meters, models) is one `Registry`.
+"""Tables of names: every list a user can choose from (optimizers, meters, models) is a `Registry`.
 
 A registry maps a name to an entry and a line of description, refuses unknown names with the nearest
 match, and loads `module:attribute` plug-ins, only when a person named them.

@@ -36,10 +36,11 @@ def format_si(value: float | None, unit: str, digits: int = 3) -> str:
         return "n/a"
     if value == 0:
         return f"0 {unit}"
-    for factor, prefix in _SI_PREFIXES:
-        if abs(value) >= factor * (1 - 0.5 * 10**-digits):
-            break
-    scaled = value / factor
+    factor, prefix = next(
+        (pair for pair in _SI_PREFIXES if abs(value) >= pair[0] * (1 - 0.5 * 10**-digits)),
+        _SI_PREFIXES[-1],
+    )
+    scaled = float(f"{value / factor:.{digits}g}")  # rounding may carry into a further digit
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled)) + 1e-9))
     return f"{scaled:.{decimals}f} {prefix}{unit}"
 

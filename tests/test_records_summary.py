@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ FACTS = {
 
 def ratio_of_sums(lines, key, domains):
     """A small estimator: the ratio of sums, with the extremes of the windows as its interval."""
+    lines = [line for line in lines if key in line]  # broken-off windows have no counts
     each = [sum(line["energy_j"][d] for d in domains) / line[key] for line in lines]
     joules = math.fsum(line["energy_j"][d] for line in lines for d in domains)
     mean = joules / sum(line[key] for line in lines)
@@ -32,8 +34,35 @@ def no_mean(lines, key, domains):
     return {"mean": None, "why": "two windows are needed"}
 
 
+def pooled_idle(lines, domains):
+    """A small estimator: joules over seconds of all idle lines, no interval."""
+    idle = [line for line in lines if line["phase"] == "idle"]
+    working = [line for line in lines if line["phase"] != "idle"]
+    known = [line["energy_j"].get(d) is not None for line in lines for d in domains]
+    if not domains:
+        return {"idle_w": {}, "net_total": None, "why": {"net_total": "no domain was counted"}}
+    if not idle or not all(known):
+        return {
+            "idle_w": dict.fromkeys(domains),
+            "net_total": None,
+            "why": {"net_total": f"the idle power of {domains[0]} is not known"},
+        }
+    watts = {d: sum(line["energy_j"][d] for line in idle) / _seconds(idle) for d in domains}
+    total = math.fsum(line["energy_j"][d] for line in working for d in domains)
+    return {
+        "idle_w": watts,
+        "net_total": total - sum(watts.values()) * _seconds(working),
+        "why": {},
+    }
+
+
+def _seconds(lines):
+    return sum(line["end_ns"] - line["start_ns"] for line in lines) / 1e9
+
+
 def summary_of(lines, metrics=(), config=CONFIG, mean_per=no_mean, **facts):
-    return summarise(config, lines, metrics, {**FACTS, **facts}, mean_per=mean_per)
+    estimators = SimpleNamespace(mean_per=mean_per, idle_account=pooled_idle)
+    return summarise(config, lines, metrics, {**FACTS, **facts}, estimators=estimators)
 
 
 def line(
@@ -109,7 +138,14 @@ def test_a_whole_run_has_every_key_of_the_contract_and_the_sums_of_its_lines():
         "per_update_j": {"mean": 3.0, "ci95": [3.0, 3.0], "windows": 2},
         "per_example_j": {"mean": 240 / 10240, "ci95": [120 / 5120] * 2, "windows": 2},
         "per_update_per_parameter_j": {"mean": 0.003, "ci95": [0.003, 0.003], "windows": 2},
-        "compiled": {**compiled, "compile_s": 2.0, "compile_j": 10.0},
+        # 10 J are 1 % of themselves and 330 updates of 3 J
+        "compiled": {
+            **compiled,
+            "compile_s": 2.0,
+            "compile_j": 10.0,
+            "amortised_after_updates": 330,
+        },
+        "warnings": [],
     }
     json.dumps([summary, energy], allow_nan=False)
 
@@ -297,7 +333,7 @@ def test_evaluations_made_again_replace_the_undone_ones():
 
 
 def test_a_failed_run_keeps_its_windows_and_says_why():
-    broken_off = line("train", 3.0, 0.0)  # the stretch in which the loss became NaN has no counts
+    broken_off = line("train", 3.0, 0.0)  # by an exception: it has no counts
     summary = summary_of(
         [window(0, 10), broken_off],
         mean_per=ratio_of_sums,

@@ -1,8 +1,8 @@
 """What a measurement was made on and with: versions, host, devices, meters, for `environment.json`.
 
-Two results can be compared only if this says the same, so it holds all that is known to move energy
-or time, and reads it where the operating system has it. Frameworks are not imported to ask for their
-version, and the devices are passed in by whoever computes on them.
+Two results can be compared only if this says the same, so it holds all that is known to move
+energy or time, and reads it where the operating system has it. Frameworks are not imported to ask
+for their version, and the devices are passed in by whoever computes on them.
 """
 
 import dataclasses
@@ -49,6 +49,8 @@ class _Metered(Protocol):
     @property
     def notes(self) -> Sequence[str]: ...
 
+    def describe(self) -> Mapping[str, Any]: ...
+
 
 def read_environment(
     *, devices: Sequence[Device], meters: _Metered, runtime: Mapping[str, Any]
@@ -79,6 +81,7 @@ def read_environment(
         "nvidia_driver": _read_text("/proc/driver/nvidia/version"),
         "nvml_library": _read_loaded_library("libnvidia-ml.so"),
         "meters": [dataclasses.asdict(domain) for domain in meters.domains],
+        "meter_facts": meters.describe(),
         "meter_notes": list(meters.notes),
         "git": _read_git(Path(__file__).parent),
         "command": sys.argv,

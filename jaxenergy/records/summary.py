@@ -21,6 +21,7 @@ _NEEDED_FOR_TARGET = ("compile", "warmup", "input", "train")
 _NO_METER = "no domain was counted"
 _NO_LINE = "no such phase was recorded"
 _NO_WINDOW = "no window of training was finished"
+_MAX_WARNINGS = 20
 _FACTS = (
     "status",
     "why",
@@ -31,13 +32,14 @@ _FACTS = (
     "compiled",
     "unaccounted_j",
     "unaccounted_why",
+    "warnings",
 )
 
 
-class MeanPer(Protocol):
-    """The estimator of a mean with its interval, as in `jaxenergy.energy.windows.mean_per`."""
+class Estimators(Protocol):
+    """The statistics of lines, as in `jaxenergy.energy`, which records do not know."""
 
-    def __call__(
+    def mean_per(
         self, lines: Sequence[Line], key: str, domains: Sequence[str]
     ) -> Mapping[str, Any]:
         """Joules of `domains` per unit of `key`.
@@ -52,6 +54,19 @@ class MeanPer(Protocol):
         """
         ...
 
+    def idle_account(self, lines: Sequence[Line], domains: Sequence[str]) -> Mapping[str, Any]:
+        """Idle power and what was taken above it.
+
+        Args:
+            lines: all lines, in time order.
+            domains: the domains that are added.
+
+        Returns:
+            `idle_w`, `idle`, `net_total`, `net_total_ci95`, and `why` with the reasons of what is
+            None.
+        """
+        ...
+
 
 def summarise(
     config: Mapping[str, Any],
@@ -59,7 +74,7 @@ def summarise(
     metrics_lines: Iterable[Line],
     facts: Mapping[str, Any],
     *,
-    mean_per: MeanPer,
+    estimators: Estimators,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -71,8 +86,8 @@ def summarise(
             None), `counted_domains` (fixed at the start). Optional: `why` (the reason of a
             failure), `final` (e.g. `test_accuracy`; takes the place of what the metrics say),
             `compiled` (`flops_per_update`, `bytes_per_update`, `cache_hit`), `unaccounted_j` with
-            `unaccounted_why`.
-        mean_per: the estimator of means and intervals.
+            `unaccounted_why`, `warnings` (sentences).
+        estimators: of means, idle power and their intervals: `jaxenergy.energy`.
 
     Returns:
         The summary, ready for `RunFolder.write_summary`.
@@ -95,7 +110,7 @@ def summarise(
     updates = _count(train, "updates")
     metrics = _standing_metrics(metrics_lines, updates)
     parameters = facts["parameters"]
-    per_update = _mean_per(mean_per, train, "updates", domains)
+    per_update = _mean_per(estimators, train, "updates", domains)
     summary = {
         "schema": SCHEMA,
         "status": facts["status"],
@@ -108,12 +123,15 @@ def summarise(
         "duration_s": _duration_s(line for _, line in labelled),
         "final": _final(metrics, facts.get("final", {})),
         "target": _target(config.get("target_accuracy"), metrics, labelled, domains),
-        "energy_j": _energy(by_phase, domains, facts),
-        "per_iteration_j": _mean_per(mean_per, train, "iterations", domains),
+        "energy_j": _energy(by_phase, domains, facts, estimators),
+        "per_iteration_j": _mean_per(estimators, train, "iterations", domains),
         "per_update_j": per_update,
-        "per_example_j": _mean_per(mean_per, train, "examples", domains),
+        "per_example_j": _mean_per(estimators, train, "examples", domains),
         "per_update_per_parameter_j": _per_parameter(per_update, parameters),
-        "compiled": _compiled(facts.get("compiled", {}), by_phase.get("compile", []), domains),
+        "compiled": _compiled(
+            facts.get("compiled", {}), by_phase.get("compile", []), domains, per_update
+        ),
+        "warnings": _warnings(labelled, facts.get("warnings", ())),
     }
     if facts.get("why"):
         summary["why"] = {"status": facts["why"]}
@@ -197,7 +215,10 @@ def add_energy(lines: Sequence[Line], domains: Sequence[str]) -> tuple[float | N
 
 
 def _energy(
-    by_phase: Mapping[str, Sequence[Line]], domains: Sequence[str], facts: Mapping[str, Any]
+    by_phase: Mapping[str, Sequence[Line]],
+    domains: Sequence[str],
+    facts: Mapping[str, Any],
+    estimators: Estimators,
 ) -> dict[str, Any]:
     """The account: the same joules by phase and by domain, gross and net of idle."""
     every = [line for lines in by_phase.values() for line in lines]
@@ -212,15 +233,12 @@ def _energy(
 
     metered = told("metered", add_energy(every, domains))
     total = told("total", add_energy(working, domains))
-    idle_w = {
-        domain: told(f"idle_w.{domain}", _mean_power_w(by_phase.get("idle", ()), domain))
-        for domain in domains
-    }
+    idle = dict(estimators.idle_account(sorted(every, key=_order_in_time), domains))
+    why.update(idle.pop("why"))
     energy = {
         "counted_domains": list(domains),
         "metered": metered,
         "total": total,
-        "net_total": told("net_total", _above_idle(total, idle_w, _duration_s(working))),
         "by_phase": {
             phase: told(f"by_phase.{phase}", add_energy(lines, domains))
             for phase, lines in by_phase.items()
@@ -228,7 +246,7 @@ def _energy(
         "by_domain": {
             domain: told(f"by_domain.{domain}", add_energy(every, (domain,))) for domain in domains
         },
-        "idle_w": idle_w,
+        **idle,
         "unaccounted_j": facts.get("unaccounted_j"),
     }
     if energy["unaccounted_j"] is None:
@@ -238,26 +256,9 @@ def _energy(
     return {**energy, "why": why} if why else energy
 
 
-def _mean_power_w(lines: Sequence[Line], domain: str) -> tuple[float | None, str | None]:
-    joules, reason = add_energy(lines, (domain,))
-    if joules is None:
-        return None, reason
-    duration_s = _duration_s(lines)
-    return (joules / duration_s, None) if duration_s > 0 else (None, "the idle phase had no length")
-
-
-def _above_idle(
-    total: float | None, idle_w: Mapping[str, float | None], duration_s: float
-) -> tuple[float | None, str | None]:
-    """`total` less what idling for the same time would have taken."""
-    if total is None:
-        return None, "the total is not known"
-    powers = []
-    for domain, power_w in idle_w.items():
-        if power_w is None:
-            return None, f"the idle power of {domain} is not known"
-        powers.append(power_w)
-    return total - math.fsum(powers) * duration_s, None
+def _order_in_time(line: Line) -> tuple[int, int]:
+    """A process's clock may restart with the machine, its attempts are numbered."""
+    return line.get("attempt", 0), line["start_ns"]
 
 
 def _standing_metrics(metrics_lines: Iterable[Line], updates: int) -> list[Line]:
@@ -318,14 +319,13 @@ def _energy_until(
 
 
 def _mean_per(
-    mean_per: MeanPer, train: Sequence[Line], key: str, domains: Sequence[str]
+    estimators: Estimators, train: Sequence[Line], key: str, domains: Sequence[str]
 ) -> dict[str, Any]:
     if not domains:
         return {"mean": None, "why": _NO_METER}
-    windows = [line for line in train if line.get(key)]
-    if not windows:
+    if not any(line.get(key) for line in train):
         return {"mean": None, "why": _NO_WINDOW}
-    return dict(mean_per(windows, key, domains))
+    return dict(estimators.mean_per(train, key, domains))
 
 
 def _per_parameter(per_update: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
@@ -341,16 +341,36 @@ def _per_parameter(per_update: Mapping[str, Any], parameters: int | None) -> dic
 
 
 def _compiled(
-    given: Mapping[str, Any], lines: Sequence[Line], domains: Sequence[str]
+    given: Mapping[str, Any],
+    lines: Sequence[Line],
+    domains: Sequence[str],
+    per_update: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What compiling gave and took; the time and joules are those of the compile phase."""
+    """What compiling gave and took; the time and joules are those of the compile phase.
+
+    `amortised_after_updates` is the N at which compiling is 1 % of compiling and N updates:
+    E_compile = 0.01 (E_compile + N E_update).
+    """
     compile_j, reason = add_energy(lines, domains)
+    amortised = None
+    if compile_j is not None and per_update["mean"] is not None and per_update["mean"] > 0:
+        amortised = math.ceil(99 * compile_j / per_update["mean"])
     compiled = {
         "flops_per_update": given.get("flops_per_update"),
         "bytes_per_update": given.get("bytes_per_update"),
         "compile_s": _duration_s(lines) if lines else None,
         "compile_j": compile_j,
+        "amortised_after_updates": amortised,
         "cache_hit": given.get("cache_hit"),
         **{key: value for key, value in given.items() if key not in ("compile_s", "compile_j")},
     }
     return {**compiled, "why": {"compile_j": reason}} if reason else compiled
+
+
+def _warnings(labelled: Sequence[tuple[str, Line]], given: Sequence[str]) -> list[str]:
+    """What a reader should know before believing the joules, each sentence once."""
+    found = dict.fromkeys(given)
+    for _, line in labelled:
+        for conditions in (line.get("conditions") or {}).values():
+            found.update(dict.fromkeys(conditions.get("contamination") or ()))
+    return list(found)[:_MAX_WARNINGS]
