@@ -7,10 +7,10 @@ clocks, other users) touches all of them alike. A single case is measured in the
 
 **When to stop.** An interval that is looked at again and again, until it happens to be narrow, is
 too narrow. So it is looked at after 10 windows, and then each time there are half as many again,
-and must be narrow enough twice running. A nominal 95 % then holds the truth in 93 % of measurements
-where windows are independent and in 89 % where they correlate by 0.6 (300 simulated measurements
-each, white noise and AR(1) of 2 to 8 %, to ± 2 %); stopped at the first narrow interval, looking
-each round, it is 83 % and 69 %.
+and must be narrow enough twice running. What this leaves of the 95 % is printed by
+`benchmarks/stopping.py`: 92 to 94 % for independent windows, 89 to 92 % for windows that correlate
+by 0.6. With a look each round, and the first narrow interval believed, it would be down to 78 % and
+75 %.
 """
 
 import dataclasses
@@ -29,11 +29,12 @@ from jaxenergy.units import NS_PER_S
 
 Line = Mapping[str, Any]
 
+NOTHING_COUNTED = "no domain was counted"
 TIME_WAS_UP = "the time was up before the first window"
 
 _FIRST_LOOK = 10
 _NEXT_LOOK = 1.5
-_LOOKS_IN_A_ROW = 2
+_LOOKS_RUNNING = 2
 
 _MAX_WINDOW_S = 4.0
 # Shares of the time for everything: finding how many calls make a window; idle before, and after.
@@ -87,6 +88,16 @@ class Rounds:
         joules = [line["energy_j"].get(domain) for domain in self.meters.counted_domains]
         return None if not joules or None in joules else math.fsum(joules)
 
+    def why_unknown(self) -> str | None:
+        """Why the energy of a window is not known; None where that of all windows is."""
+        if not self.meters.counted_domains:
+            return NOTHING_COUNTED
+        for line in self.lines:
+            for domain in self.meters.counted_domains:
+                if line["phase"] == "train" and line["energy_j"].get(domain) is None:
+                    return line["why"].get(domain, f"{domain} was not metered")
+        return None
+
     def by_round(self, value_of: Callable[[Line], float | None]) -> list[dict[str, float]]:
         """A value per call of each case, round by round.
 
@@ -111,7 +122,7 @@ class Rounds:
     def idle_power_w(self) -> Estimate | str:
         """Idle power of the counted domains together, or why it is not known."""
         if not self.meters.counted_domains:
-            return "no domain was counted"
+            return NOTHING_COUNTED
         total_w, variance, freedom = 0.0, 0.0, math.inf
         for domain in self.meters.counted_domains:
             idle = windows.idle_power_w(self.lines, domain)
@@ -155,6 +166,27 @@ def ratio_of_means(values: list[dict[str, float]], case: str, baseline: str) -> 
     if min(below) <= 0:
         return f"{baseline} has a window without a positive value"
     return long_run_mean([one[case] for one in values], below)
+
+
+@dataclasses.dataclass
+class Looks:
+    """When to look whether enough is known, and when to believe it: see this module's docstring.
+
+    Attributes:
+        next_at: the number of rounds at which the next look is due.
+        running: how many of the last looks, one after the other, found enough.
+    """
+
+    next_at: int = _FIRST_LOOK
+    running: int = 0
+
+    def are_enough(self, rounds: int, enough: Callable[[], bool]) -> bool:
+        """Whether to end after so many rounds; asks `enough` where a look is due."""
+        if rounds < self.next_at:
+            return False
+        self.next_at = math.ceil(_NEXT_LOOK * rounds)
+        self.running = self.running + 1 if enough() else 0
+        return self.running == _LOOKS_RUNNING
 
 
 def measure_rounds(
@@ -255,7 +287,7 @@ def _alternate(
 ) -> None:
     """Rounds of one window of each case, in an order drawn anew; none that would end too late."""
     order = random.Random(seed)
-    done, next_look, looks_in_a_row = 0, _FIRST_LOOK, 0
+    looks, done = Looks(), 0
     while (began_s := time.monotonic()) + expected_s <= deadline_s:
         for name in order.sample(rounds.cases, len(rounds.cases)):
             rounds.order.append(name)
@@ -263,8 +295,5 @@ def _alternate(
                 phase.fence(cases[name](calls[name]))
         expected_s = time.monotonic() - began_s
         done += 1
-        if done == next_look:
-            looks_in_a_row = looks_in_a_row + 1 if enough(rounds) else 0
-            if looks_in_a_row == _LOOKS_IN_A_ROW:
-                return
-            next_look = math.ceil(_NEXT_LOOK * done)
+        if looks.are_enough(done, lambda: enough(rounds)):
+            return

@@ -67,6 +67,7 @@ def updates_per_window(
     tick_s: float,
     target_relative_se: float = 0.01,
     max_seconds: float = 4.0,
+    min_seconds: float = 0.0,
 ) -> int:
     """How many updates make a window in which the tick contributes less than the target.
 
@@ -79,13 +80,14 @@ def updates_per_window(
         tick_s: the longest tick of the counted domains.
         target_relative_se: the standard error that the tick may contribute, over the energy.
         max_seconds: the longest window.
+        min_seconds: the shortest, where the tick would allow a shorter one.
 
     Returns:
         The number of updates, at least one.
     """
     edge_ticks = _SLOW_EDGE_TICKS if tick_s >= SLOW_TICK_S else _FAST_EDGE_TICKS
     needed_s = math.sqrt(2) * edge_ticks * tick_s / target_relative_se
-    length_s = min(max(needed_s, _SHORTEST_WINDOW_S), max_seconds)
+    length_s = min(max(needed_s, min_seconds, _SHORTEST_WINDOW_S), max_seconds)
     return max(1, math.ceil(length_s / seconds_per_update - 1e-9))
 
 

@@ -1,0 +1,1 @@
+"""Thin absl-flag drivers around the library; the only place that knows absl."""

@@ -1,0 +1,83 @@
+"""The transformer's block, shared by the vision transformer and the language model.
+
+References:
+    Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762.
+    Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", arXiv 2002.04745
+    (the norm before each branch).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxenergy.activations import Activation
+from jaxenergy.arguments import COUNT, Argument
+from jaxenergy.errors import UsageError
+from jaxenergy.models.layers import FeedForward, dense, drop_path, normalise
+
+HEADS = Argument(int, None, COUNT, optional=True)
+
+_EXPANSION = 4
+_HEAD_SIZE = 32
+
+
+def head_count(width: int, heads: int | None) -> int:
+    """The heads asked for, or one for every 32 features, at least one.
+
+    Raises:
+        UsageError: the width is not a multiple of them.
+    """
+    heads = heads or max(width // _HEAD_SIZE, 1)
+    if width % heads:
+        raise UsageError(
+            f"--width={width} is not possible with {heads} attention heads: it must be a multiple"
+            f" of them. Nearest: {max(round(width / heads), 1) * heads}."
+        )
+    return heads
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a feed-forward layer, each behind a norm and added to its input.
+
+    With a bias in each dense layer and two norms it has 12 w^2 + 13 w parameters for w features.
+
+    Attributes:
+        heads: attention heads.
+        activation: the activation of the feed-forward layer.
+        dtype: dtype of the computation.
+        causal: whether a position sees only itself and those before it.
+        branches: residual branches of the network, see `FeedForward`.
+        norm: `layer` or `none`.
+        dropout: rate of dropout at the end of the attention and inside the feed-forward layer.
+        stochastic_depth: rate at which a branch is dropped.
+    """
+
+    heads: int
+    activation: Activation
+    dtype: Any
+    causal: bool
+    branches: int
+    norm: str
+    dropout: float
+    stochastic_depth: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [batch, length, features] to the same."""
+        batch, length, features = x.shape
+        y = normalise(x, self.norm, train=train, dtype=self.dtype)
+        # One product for queries, keys and values: three small ones cost more launches.
+        projected = dense(3 * features, self.dtype)(y)
+        query, key, value = (
+            projected.reshape(batch, length, 3, self.heads, -1)[:, :, part] for part in range(3)
+        )
+        y = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        y = dense(features, self.dtype, 1.0 / self.branches)(y.reshape(batch, length, features))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        x = x + drop_path(self, y, self.stochastic_depth, train)
+        y = normalise(x, self.norm, train=train, dtype=self.dtype)
+        y = FeedForward(
+            _EXPANSION * features, self.activation, self.dtype, self.branches, self.dropout
+        )(y, train)
+        return x + drop_path(self, y, self.stochastic_depth, train)

@@ -1,0 +1,192 @@
+"""What several families are built of: layers, normalisation, pooling, stochastic depth."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxenergy.activations import Activation
+
+NORMS = ("batch", "layer", "group", "none")
+
+# Channels per group of group normalisation: the best of Wu & He 2018, arXiv 1803.08494, table 3.
+_CHANNELS_PER_GROUP = 16
+
+
+def scaled_init(gain: float) -> Callable[..., jax.Array]:
+    """Normal weights of variance gain / fan_in, cut off at two standard deviations.
+
+    Args:
+        gain: 1 / E[f(z)^2] of the activation before the layer (`Activation.gain`); 1 at the input.
+
+    Returns:
+        A Flax initializer.
+
+    References:
+        He et al. 2015, arXiv 1502.01852, equation 10, for gain 2.
+    """
+    return nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal")
+
+
+def dense(features: int, dtype: Any, gain: float = 1.0, use_bias: bool = True) -> nn.Dense:
+    """A fully connected layer with this project's initialisation."""
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=scaled_init(gain))
+
+
+def conv(
+    features: int,
+    size: int,
+    dtype: Any,
+    *,
+    gain: float = 1.0,
+    strides: int = 1,
+    groups: int = 1,
+    use_bias: bool = False,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square convolution with zero padding that keeps the size at stride 1."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=strides,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=scaled_init(gain),
+        name=name,
+    )
+
+
+def normalise(
+    x: jax.Array, kind: str, *, train: bool, dtype: Any, scale_init: Any = nn.initializers.ones
+) -> jax.Array:
+    """Normalises inside a compact module.
+
+    Args:
+        x: activations [..., channels].
+        kind: one of `NORMS`; `layer` is over the channels of each position, `none` leaves x alone.
+        train: whether batch normalisation uses and updates the batch's statistics.
+        dtype: the dtype of the result; statistics are float32.
+        scale_init: initializer of the scale.
+
+    Returns:
+        An array like x.
+    """
+    if kind == "batch":
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, dtype=dtype, scale_init=scale_init
+        )(x)
+    if kind == "layer":
+        return nn.LayerNorm(dtype=dtype, scale_init=scale_init)(x)
+    if kind == "group":
+        group_size = math.gcd(x.shape[-1], _CHANNELS_PER_GROUP)
+        return nn.GroupNorm(
+            num_groups=None, group_size=group_size, dtype=dtype, scale_init=scale_init
+        )(x)
+    return x
+
+
+def pool_2x2(x: jax.Array, kind: str) -> jax.Array:
+    """Halves height and width by the maximum or the mean of each 2 x 2 square; odd last rows go.
+
+    Written as a reduction over a reshaped array, since the gradient of `reduce_window` is slow on
+    CPUs: 368 against 459 ms for an update of the small CNN; a hand-written gradient by mask gave
+    355 ms, too little to pay its way.
+
+    Args:
+        x: activations [batch, height, width, channels].
+        kind: `max` or `mean`.
+
+    Returns:
+        [batch, height // 2, width // 2, channels].
+    """
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    squares = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return squares.max((2, 4)) if kind == "max" else squares.mean((2, 4))
+
+
+def deal(depth: int, stages: int) -> tuple[int, ...]:
+    """Deals `depth` layers to at most `stages` stages, what is left over to the later ones.
+
+    A network of fewer layers than stages has a stage for each.
+    """
+    stages = min(depth, stages)
+    base, extra = divmod(depth, stages)
+    return tuple(base + (stage >= stages - extra) for stage in range(stages))
+
+
+def patches(x: jax.Array, size: int) -> jax.Array:
+    """Cuts images into squares: [batch, height, width, channels] to [batch, squares, numbers].
+
+    Args:
+        x: images whose height and width are multiples of `size`.
+        size: the side of a square.
+
+    Returns:
+        [batch, height / size * width / size, size * size * channels].
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
+
+
+class FeedForward(nn.Module):
+    """Dense, activation, dropout, dense: from n features to `hidden` and back to n.
+
+    Attributes:
+        hidden: features between.
+        activation: the activation between.
+        dtype: dtype of the computation.
+        branches: residual branches of the network; the last layer's variance is divided by it, so
+            that the sum of all of them keeps its size (GPT-2, Radford et al. 2019, section 2.3).
+        dropout: rate of dropout after the activation.
+    """
+
+    hidden: int
+    activation: Activation
+    dtype: Any
+    branches: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [..., n] to [..., n]."""
+        y = self.activation(dense(self.hidden, self.dtype)(x))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        return dense(x.shape[-1], self.dtype, self.activation.gain / self.branches)(y)
+
+
+def drop_path(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Stochastic depth: zeroes the residual branch of each example with probability `rate`.
+
+    Args:
+        module: the module whose `dropout` key is drawn from.
+        x: the branch's output [batch, ...].
+        rate: the probability.
+        train: at evaluation nothing is dropped.
+
+    Returns:
+        An array like x, scaled so that its expectation is that of x.
+
+    References:
+        Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+    """
+    if not train or rate == 0.0:
+        return x
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def drop_path_rates(last: float, blocks: int) -> tuple[float, ...]:
+    """The rate of each block: from 0 at the first, growing linearly, to `last` at the last."""
+    return tuple(last * block / max(blocks - 1, 1) for block in range(blocks))
+
+
+def classify(x: jax.Array, classes: int, dtype: Any, gain: float = 1.0) -> jax.Array:
+    """The last layer: logits in float32, whatever the precision before."""
+    return dense(classes, dtype, gain)(x).astype(jnp.float32)

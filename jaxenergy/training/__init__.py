@@ -1,0 +1,1 @@
+"""Training: pure compiled steps, the loop that meters them, checkpoints, and stopping cleanly."""

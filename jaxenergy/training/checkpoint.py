@@ -1,0 +1,143 @@
+"""Checkpoints by Orbax: the whole train state, so that a resumed run goes on bit for bit.
+
+Only what cannot be recomputed is kept. The position in the data order is part of the state, the
+orders themselves follow from the seed, and the energy account lies in the run's own files.
+"""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+from orbax import checkpoint as ocp
+
+from jaxenergy.errors import RunError
+from jaxenergy.training.steps import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop remembers on the host besides the train state; saved with each checkpoint.
+
+    Attributes:
+        update: updates whose loss has arrived.
+        evaluated_at: the update of the last evaluation.
+        validation_accuracy: what it found; None before the first.
+        loss_sum: the sum of the losses of the updates since then.
+        loss_updates: how many those are.
+    """
+
+    update: int = 0
+    evaluated_at: int = 0
+    validation_accuracy: float | None = None
+    loss_sum: float = 0.0
+    loss_updates: int = 0
+
+    def add_loss(self, loss: float, updates: int) -> None:
+        """Adds the mean loss of a call of so many updates."""
+        self.update += updates
+        self.loss_sum += loss * updates
+        self.loss_updates += updates
+
+    def take_loss(self) -> float | None:
+        """The mean loss since the last evaluation, starting anew; None where there was none."""
+        mean = self.loss_sum / self.loss_updates if self.loss_updates else None
+        self.loss_sum, self.loss_updates = 0.0, 0
+        return mean
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie; created by the first save.
+        keep: how many are kept, newest first.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        # Orbax logs each save at INFO through the absl logger; a run says what matters itself.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def save(self, update: int, state: TrainState, progress: Progress) -> None:
+        """Starts to save the state after `update` updates; returns once it may be donated."""
+        if update == self._manager.latest_step():
+            return
+        self._manager.save(
+            update,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_with_raw_key(state)),
+                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+            ),
+        )
+
+    def restore(
+        self, like: TrainState, say: Callable[[str], None]
+    ) -> tuple[TrainState, Progress] | None:
+        """The newest checkpoint that can be read, or None where there is none.
+
+        Args:
+            like: a state of the same structure, for shapes, dtypes and placement.
+            say: told about each checkpoint that cannot be read and is passed over.
+
+        Returns:
+            The state, and the progress whose `update` is the number of updates made.
+
+        Raises:
+            RunError: there are checkpoints, and none can be read.
+        """
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _with_raw_key(like))
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
+                    ),
+                )
+            except Exception as error:  # Orbax raises many kinds for a damaged file
+                aside = self._set_aside(step)
+                say(
+                    f"checkpoint {step} cannot be read ({type(error).__name__}); "
+                    f"it is kept as {aside.name}, and the one before is tried"
+                )
+                continue
+            state = TrainState(*restored.state)
+            key = jax.random.wrap_key_data(state.key)
+            return state._replace(key=key), Progress(**restored.progress)
+        if steps:
+            raise RunError(
+                f"none of the checkpoints {steps} can be read.\n"
+                "Start anew with --overwrite; the old folder is moved aside."
+            )
+        return None
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        """Renames a damaged checkpoint, so that its number is free for the redone update."""
+        damaged = pathlib.Path(self._manager.directory) / str(step)
+        aside = damaged.with_name(f"damaged-{step}-{time.time_ns()}")
+        damaged.rename(aside)
+        self._manager.reload()
+        return aside
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is still going on in the background."""
+        return self._manager.is_saving_in_progress()
+
+    def close(self) -> None:
+        """Waits for the last save to reach the disk and gives back Orbax's threads."""
+        self._manager.close()
+
+
+def _with_raw_key(state: TrainState) -> TrainState:
+    """The state with its typed PRNG key as plain uint32, which Orbax stores as an array."""
+    return state._replace(key=jax.random.key_data(state.key))

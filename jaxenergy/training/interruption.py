@@ -1,0 +1,88 @@
+"""Stopping on SIGINT and SIGTERM without losing what was finished.
+
+The training loop asks `Interruption.signum` between compiled calls and ends in its own time: it
+closes the window, saves, writes the summary. Python runs signal handlers in the main thread only
+between byte codes, so during a long XLA compilation nothing would happen; a watcher thread, woken
+through the interpreter's wake-up file descriptor, then records the state itself and ends the
+process. A second signal ends it at once.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def exit_status(signum: int) -> int:
+    """The shell's exit status of a process that a signal ended: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + signum
+
+
+class Interruption(contextlib.AbstractContextManager):
+    """Listens for SIGINT and SIGTERM while it is entered; main thread only.
+
+    Args:
+        on_stuck: called in the watcher thread with the signal's number when the main thread has
+            not left the `with` block `grace_s` seconds after the first signal; the process ends
+            when it returns, with the signal's status.
+        grace_s: seconds the main thread has; with `on_stuck`'s own work under 10 seconds in all.
+    """
+
+    def __init__(self, on_stuck: Callable[[int], object], grace_s: float = 8.0):
+        self.signum: int | None = None
+        self._on_stuck = on_stuck
+        self._grace_s = grace_s
+
+    def __enter__(self) -> "Interruption":
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
+        self._leave_read_fd, self._leave_write_fd = os.pipe()
+        self._old_wakeup_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        self._old_handlers = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+        self._watcher = threading.Thread(target=self._watch, name="interruption", daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._old_handlers.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self._old_wakeup_fd)
+        os.write(self._leave_write_fd, b"x")
+        self._watcher.join()
+        for fd in (self._read_fd, self._write_fd, self._leave_read_fd, self._leave_write_fd):
+            os.close(fd)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """Runs in the main thread; the watcher deals with the second signal."""
+        del frame
+        self.signum = self.signum or signum
+
+    def _watch(self) -> None:
+        """Waits for a first signal, then for the end, the second signal or the end of patience."""
+        first = self._next_signal(None)
+        if first is None:
+            return
+        second = self._next_signal(self._grace_s)
+        if second is None:
+            return
+        if second == 0:
+            try:
+                self._on_stuck(first)
+            finally:
+                os._exit(exit_status(first))
+        os._exit(exit_status(second))
+
+    def _next_signal(self, timeout_s: float | None) -> int | None:
+        """The next signal's number; 0 when the time is up; None once the `with` block is left."""
+        ready, _, _ = select.select([self._read_fd, self._leave_read_fd], [], [], timeout_s)
+        if self._leave_read_fd in ready:
+            return None
+        if not ready:
+            return 0
+        signum = os.read(self._read_fd, 1)[0]
+        return signum if signum in _SIGNALS else self._next_signal(timeout_s)

@@ -1,0 +1,288 @@
+"""The training loop: keeps the device busy, closes a window every second or so, evaluates, saves.
+
+One call is dispatched before the loss of the one before it is fetched, so the device never waits
+for the host inside a window. The loop stands still, fenced, only where a window ends. It decides
+nothing by the clock that changes a result: a call's length depends on the plan alone.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from jaxenergy.energy import Ledger, updates_per_window
+from jaxenergy.records import RunFolder
+from jaxenergy.training.checkpoint import Checkpoints, Progress
+from jaxenergy.training.plan import Plan
+from jaxenergy.training.programs import Programs
+from jaxenergy.training.steps import TrainState
+
+# A stop is answered between windows, so none is too long; a run of days should not leave millions of
+# them, so none is too short. The first one tells how many updates the others take.
+_MAX_WINDOW_S = 4.0
+_MIN_WINDOW_S = 1.0
+_FIRST_WINDOW_S = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """The counted joules of a run so far, as a display and `metrics.jsonl` show them.
+
+    Attributes:
+        ledger: of this process.
+        domains: the domains that are added.
+        earlier_j: what earlier attempts at the run took; None where that is not known.
+    """
+
+    ledger: Ledger
+    domains: tuple[str, ...]
+    earlier_j: float | None = 0.0
+
+    def energy_j(self) -> float | None:
+        """Joules of all attempts, as far as the counters have told; None without a meter."""
+        if not self.domains or self.earlier_j is None:
+            return None
+        by_domain = self.ledger.energy_so_far_j()
+        return self.earlier_j + sum(by_domain[domain] for domain in self.domains)
+
+    def power_w(self) -> float | None:
+        """Mean power over about the last second; None at first and without a meter."""
+        by_domain = self.ledger.power_now_w()
+        if not self.domains or not all(domain in by_domain for domain in self.domains):
+            return None
+        return sum(by_domain[domain] for domain in self.domains)
+
+
+class Observer(Protocol):
+    """Who is told how the training goes, e.g. a progress bar; called between compiled calls."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the user."""
+
+    def start(self, update: int, total_updates: int) -> None:
+        """Training begins, or goes on, after `update` updates."""
+
+    def advance(self, update: int, loss: float, account: Account) -> None:
+        """A loss has arrived; `update` updates are dispatched."""
+
+    def evaluated(self, metrics: dict[str, Any]) -> None:
+        """An evaluation is done; `metrics` is its line of `metrics.jsonl`."""
+
+    def end(self) -> None:
+        """Training has ended, in whatever way."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        status: `completed`, `target_reached`, `preempted` or `failed`.
+        state: the train state at the end.
+        update: updates made.
+        why: for `failed`, the reason.
+    """
+
+    status: str
+    state: TrainState
+    update: int
+    why: str | None = None
+
+
+@dataclasses.dataclass
+class Loop:
+    """One process's training of one run.
+
+    Attributes:
+        plan: what is run.
+        programs: the compiled programs.
+        ledger: where energy is attributed; no phase is open between the methods' calls.
+        account: the joules so far.
+        checkpoints: where states are saved.
+        folder: where evaluations are recorded.
+        stop_requested: asked between calls.
+        observer: told how it goes.
+        tick_s: the longest tick of the counters, which decides how long a window must be.
+    """
+
+    plan: Plan
+    programs: Programs
+    ledger: Ledger
+    account: Account
+    checkpoints: Checkpoints
+    folder: RunFolder
+    stop_requested: Callable[[], bool]
+    observer: Observer
+    tick_s: float
+
+    def run(self, state: TrainState, progress: Progress) -> Outcome:
+        """Trains to the plan's end, its target, a failure or a stop.
+
+        Args:
+            state: the train state after `progress.update` updates; donated.
+            progress: what had happened besides by then.
+
+        Returns:
+            How it ended, with the final state; every end but `failed` is saved.
+        """
+        self.observer.start(progress.update, self.plan.total_updates)
+        self._last_save_s = time.monotonic()
+        self._updates_per_window: int | None = None
+        try:
+            return self._run(state, progress)
+        finally:
+            self.observer.end()
+
+    def _run(self, state: TrainState, progress: Progress) -> Outcome:
+        """Alternates stretches of training with what is due between them."""
+        plan, update = self.plan, progress.update
+        while True:
+            if self.stop_requested() and update < plan.total_updates:
+                return self._end("preempted", state, update, progress)
+            at_evaluation = update % plan.eval_every == 0 or update == plan.total_updates
+            if at_evaluation and update > progress.evaluated_at:
+                accuracy = self.evaluate(state, "validation")
+                if accuracy is None:
+                    return self._end("preempted", state, update, progress)
+                self._record(update, accuracy, progress)
+            if self._target_is_reached(progress):
+                return self._end("target_reached", state, update, progress)
+            if update == plan.total_updates:
+                return self._end("completed", state, update, progress)
+            if self._save_is_due(update):
+                self._save(state, update, progress)
+            state, update, why = self._stretch(state, update, progress)
+            if why is not None:
+                return Outcome("failed", state, update, why)
+
+    def evaluate(self, state: TrainState, split: str) -> float | None:
+        """The accuracy on a split, as an `eval` phase; None where a stop was asked for."""
+        with self.ledger.phase("eval") as phase:
+            accuracy = self.programs.accuracy(state, split, self.stop_requested)
+            phase.fence(state)
+        return accuracy
+
+    def _stretch(
+        self, state: TrainState, update: int, progress: Progress
+    ) -> tuple[TrainState, int, str | None]:
+        """Trains until there is something else to do, in windows of equal numbers of updates.
+
+        Returns:
+            The state, the updates made, and the reason to give up, if there is one.
+        """
+        boundary = self.plan.next_boundary(update)
+        window = _Window(update, self.checkpoints.saving)
+        pending: tuple[jax.Array, int] | None = None
+        why = None
+        with self.ledger.phase("train") as phase:
+            leaving = False
+            while update < boundary and not leaving:
+                length = self.programs.call_length(update)
+                state, loss = self.programs.updates[length](
+                    state, self.programs.splits["train"], self.programs.orders(update)
+                )
+                update += length
+                if pending is not None:
+                    why = self._settle(*pending, progress)
+                pending = (loss, length)
+                leaving = why is not None or self.stop_requested() or self._seconds_are_up()
+                if leaving or update >= boundary or self._window_is_full(window, update):
+                    phase.cut(state, steady=window.steady, **window.counts(self.plan, update))
+                    self._learn_window_length(window, update)
+                    window = _Window(update, self.checkpoints.saving)
+        if why is None and pending is not None:
+            why = self._settle(*pending, progress)
+        return state, update, why
+
+    def _window_is_full(self, window: "_Window", update: int) -> bool:
+        if window.age_s() >= (_MAX_WINDOW_S if self._updates_per_window else _FIRST_WINDOW_S):
+            return True
+        return update - window.first_update >= (self._updates_per_window or math.inf)
+
+    def _learn_window_length(self, window: "_Window", update: int) -> None:
+        """Decides the updates of a window by how long they took, once that is known.
+
+        This cuts the record and not the computation: it changes no result.
+        """
+        age_s = window.age_s()
+        if self._updates_per_window is None and age_s >= _FIRST_WINDOW_S:
+            self._updates_per_window = updates_per_window(
+                age_s / (update - window.first_update),
+                self.tick_s,
+                max_seconds=_MAX_WINDOW_S,
+                min_seconds=_MIN_WINDOW_S,
+            )
+
+    def _settle(self, loss: jax.Array, updates: int, progress: Progress) -> str | None:
+        """Takes the loss of a dispatched call; gives the reason to stop if it is not finite."""
+        value = float(loss)
+        if not math.isfinite(value):
+            return f"the training loss became {value} within update {progress.update + updates}"
+        progress.add_loss(value, updates)
+        self.observer.advance(progress.update, value, self.account)
+        return None
+
+    def _record(self, update: int, accuracy: float, progress: Progress) -> None:
+        metrics = {
+            "update": update,
+            "train_loss": progress.take_loss(),
+            "validation_accuracy": accuracy,
+            "energy_j": self.account.energy_j(),
+        }
+        progress.evaluated_at = update
+        progress.validation_accuracy = accuracy
+        self.folder.append_metrics(metrics)
+        self.observer.evaluated(metrics)
+
+    def _target_is_reached(self, progress: Progress) -> bool:
+        target, accuracy = self.plan.config.target_accuracy, progress.validation_accuracy
+        return target is not None and accuracy is not None and accuracy >= target
+
+    def _seconds_are_up(self) -> bool:
+        seconds = self.plan.checkpoint_seconds
+        return seconds is not None and time.monotonic() - self._last_save_s >= seconds
+
+    def _save_is_due(self, update: int) -> bool:
+        every = self.plan.checkpoint_updates
+        return self._seconds_are_up() or (every is not None and update % every == 0)
+
+    def _save(self, state: TrainState, update: int, progress: Progress) -> None:
+        with self.ledger.phase("checkpoint"):
+            self.folder.sync()  # after a power cut, no checkpoint is ahead of its records
+            self.checkpoints.save(update, state, progress)
+        self._last_save_s = time.monotonic()
+
+    def _end(self, status: str, state: TrainState, update: int, progress: Progress) -> Outcome:
+        self._save(state, update, progress)
+        return Outcome(status, state, update)
+
+
+class _Window:
+    """Counts the updates of one window.
+
+    Args:
+        first_update: updates made before it.
+        saving: whether a checkpoint is being written in the background as it begins.
+    """
+
+    def __init__(self, first_update: int, saving: bool):
+        self.first_update = first_update
+        self._start_s = time.monotonic()
+        # A save in the background draws power of its own; otherwise the ledger's rule decides.
+        self.steady = False if saving else None
+
+    def age_s(self) -> float:
+        return time.monotonic() - self._start_s
+
+    def counts(self, plan: Plan, update: int) -> dict[str, int]:
+        """The counts of a line of `windows.jsonl`, with `update` updates made in all."""
+        updates = update - self.first_update
+        return {
+            "first_update": self.first_update,
+            "updates": updates,
+            "iterations": updates * plan.config.accumulate,
+            "examples": updates * plan.config.batch_size,
+        }

@@ -1,0 +1,185 @@
+"""From a config to what will be run: every name resolved, every number decided, nothing started.
+
+A plan is a function of the config and of the data alone, never of a timing, so that the same config
+computes the same numbers on the same machine. Whatever is wrong with a config is found here, before
+anything is written.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jaxenergy import models, optimizers
+from jaxenergy.arguments import split_arguments
+from jaxenergy.config import RunConfig
+from jaxenergy.data import Dataset
+from jaxenergy.errors import UsageError
+from jaxenergy.training.steps import Program, make_init
+
+_DEFAULT_EPOCHS = 40.0
+_EVALUATIONS = 20
+_EVALUATION_BATCH_SIZE = 512
+
+# Work per compiled call that makes the call's own cost (some 0.1 ms) small beside it, in floating
+# point operations: about 10 ms on a CPU of 200 GFLOP/s and on a GPU of 20 TFLOP/s.
+_CALL_FLOPS = {"cpu": 2e9, "gpu": 2e11}
+_MAX_UPDATES_PER_CALL = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one run will do.
+
+    Attributes:
+        config: where it came from.
+        dataset: the data, in host memory.
+        program: the model, the optimizer and the batch's make-up.
+        total_updates: updates of a whole run.
+        eval_every: updates between evaluations.
+        checkpoint_updates: updates between checkpoints, None where seconds or nothing decide.
+        checkpoint_seconds: seconds between checkpoints, None where updates or nothing decide.
+        eval_batch_sizes: examples per evaluation call, for each split that is evaluated.
+        parameters: the number of trained parameters.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    program: Program
+    total_updates: int
+    eval_every: int
+    checkpoint_updates: int | None
+    checkpoint_seconds: float | None
+    eval_batch_sizes: dict[str, int]
+    parameters: int
+
+    def next_boundary(self, update: int) -> int:
+        """The update at which the loop must next stand still: evaluation, checkpoint or end."""
+        boundaries = [self.total_updates]
+        for every in (self.eval_every, self.checkpoint_updates):
+            if every is not None:
+                boundaries.append((update // every + 1) * every)
+        return min(boundaries)
+
+    def resolved(self) -> dict[str, Any]:
+        """What the config left open, as decided, for `config.json`."""
+        return {
+            "depth": self.program.model.depth,
+            "width": self.program.model.width,
+            "model_args": dict(self.program.model.options),
+            "learning_rate": self.program.optimizer.learning_rate,
+            "optimizer_args": self.program.optimizer.hyper_parameters,
+            "updates": self.total_updates,
+            "eval_every": self.eval_every,
+            "parameters": self.parameters,
+            "dataset": {
+                "source": self.dataset.source,
+                "digest": self.dataset.digest,
+                "examples": {
+                    split: len(getattr(self.dataset, split).labels)
+                    for split in ("train", "validation", "test")
+                },
+            },
+        }
+
+
+def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
+    """Resolves a config.
+
+    Args:
+        config: the settings.
+        dataset: the loaded data set that the config names.
+        platform: `cpu` or `gpu`, where it will run.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: a setting does not fit the model, the optimizer or the data.
+    """
+    examples = len(dataset.train.labels)
+    if config.batch_size > examples:
+        raise UsageError(
+            f"--batch_size={config.batch_size} is more than the training set holds.\n"
+            f"Allowed with --dataset={config.dataset}: 1 to {examples}."
+        )
+    if config.updates is not None:
+        total_updates = config.updates
+    else:
+        epochs = _DEFAULT_EPOCHS if config.epochs is None else config.epochs
+        total_updates = max(1, round(epochs * examples / config.batch_size))
+    model = models.build(
+        config.model,
+        depth=config.depth,
+        width=config.width,
+        activation=config.activation,
+        input_shape=dataset.train.inputs.shape[1:],
+        classes=dataset.classes,
+        precision=config.precision,
+        **split_arguments(config.model_args, "--model_args"),
+    )
+    optimizer = optimizers.build(
+        config.optimizer,
+        optimizers.parse_args(config.optimizer_args),
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        total_updates=total_updates,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    program = Program(
+        model=model,
+        optimizer=optimizer,
+        dataset=dataset,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        augment=config.augment,
+        unroll_accumulation=platform == "cpu" and not model.dot_only,
+    )
+    state = jax.eval_shape(make_init(program), jax.random.key(0))
+    checkpoint_updates, checkpoint_seconds = config.checkpoint_interval()
+    return Plan(
+        config=config,
+        dataset=dataset,
+        program=program,
+        total_updates=total_updates,
+        eval_every=min(
+            total_updates, config.eval_every or max(1, -(-total_updates // _EVALUATIONS))
+        ),
+        checkpoint_updates=checkpoint_updates,
+        checkpoint_seconds=checkpoint_seconds,
+        eval_batch_sizes={
+            split: min(_EVALUATION_BATCH_SIZE, len(getattr(dataset, split).labels))
+            for split in ("validation", "test")
+        },
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    )
+
+
+def updates_per_call(plan: Plan, flops_per_update: float | None, platform: str) -> int:
+    """How many updates one compiled call makes.
+
+    A call costs about 0.1 ms of the host whatever it does, so small updates are put together in a
+    scan. Convolutions are not: inside a rolled loop they run some 60 times slower on the CPU.
+
+    Args:
+        plan: what will be run.
+        flops_per_update: floating point operations of one update, None where not known.
+        platform: `cpu` or `gpu`.
+
+    Returns:
+        A power of two, so that few lengths of run leave a remainder.
+    """
+    loops_well = plan.program.model.dot_only or platform != "cpu"
+    if not loops_well or not flops_per_update:
+        return 1
+    examples = len(plan.dataset.train.labels)
+    most = min(
+        _MAX_UPDATES_PER_CALL,
+        plan.eval_every,
+        plan.checkpoint_updates or plan.eval_every,
+        # The data order given to a call ends with the epoch after its first example's.
+        examples // plan.config.batch_size,
+        int(_CALL_FLOPS.get(platform, 2e11) / flops_per_update),
+    )
+    return 1 << max(0, most.bit_length() - 1) if most >= 1 else 1

@@ -1,0 +1,188 @@
+"""Compiles what a run calls, all of it before the first update, and says what compiling cost."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import monitoring
+
+from jaxenergy.training.plan import Plan, updates_per_call
+from jaxenergy.training.steps import (
+    DeviceSplit,
+    TrainState,
+    epoch_of,
+    make_evaluate,
+    make_init,
+    make_orders,
+    make_updates,
+)
+
+_CACHE_EVENTS = {
+    "/jax/compilation_cache/cache_hits": "hits",
+    "/jax/compilation_cache/cache_misses": "misses",
+}
+
+
+@dataclasses.dataclass
+class Programs:
+    """The compiled programs of a run and the data they run on.
+
+    Attributes:
+        init: from a PRNG key to a train state.
+        updates: number of updates -> compiled call of that many; always has 1.
+        evaluate: split name -> compiled evaluation of one batch.
+        splits: split name -> its arrays on the device.
+        updates_per_call: the longest call.
+        facts: for the summary: flops and bytes of the one-update program, seconds, cache hit.
+        order: from `order_key` and an epoch's number to the data orders of it and the next.
+        state_key: the PRNG key that `init` takes, from the config's seed.
+        order_key: the PRNG key of the data order, likewise.
+        plan: what the programs were compiled for.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    updates: dict[int, Callable]
+    evaluate: dict[str, Callable]
+    splits: dict[str, DeviceSplit]
+    order: Callable[[jax.Array, Any], jax.Array]
+    state_key: jax.Array
+    order_key: jax.Array
+    plan: Plan
+    updates_per_call: int
+    facts: dict[str, Any]
+    _orders: tuple[int, jax.Array] | None = None
+
+    def orders(self, update: int) -> jax.Array:
+        """The data orders of the epoch an update begins in and of the next, int32 [2, n]."""
+        examples = self.splits["train"].labels.shape[0]
+        epoch = epoch_of(update, self.plan.config.batch_size, examples)
+        if self._orders is None or self._orders[0] != epoch:
+            self._orders = (epoch, self.order(self.order_key, np.int32(epoch)))
+        return self._orders[1]
+
+    def call_length(self, update: int) -> int:
+        """Updates of the call that begins at `update`; a function of the config alone."""
+        left = self.plan.next_boundary(update) - update
+        return self.updates_per_call if left >= self.updates_per_call else 1
+
+    def accuracy(
+        self, state: TrainState, split: str, stop_requested: Callable[[], bool] = lambda: False
+    ) -> float | None:
+        """The share of a split's examples that are predicted right; waits for the device.
+
+        Args:
+            state: the train state.
+            split: `validation` or `test`.
+            stop_requested: asked between batches.
+
+        Returns:
+            The accuracy, 0 to 1; None where a stop was asked for before the end.
+        """
+        size = self.plan.eval_batch_sizes[split]
+        arrays = self.splits[split]
+        examples = arrays.labels.shape[0]
+        counts: list[jax.Array] = []
+        for start in range(0, examples, size):
+            if stop_requested():
+                return None
+            counts.append(self.evaluate[split](state, arrays, np.int32(start)))
+            if len(counts) > 1:
+                jax.block_until_ready(counts[-2])  # one batch ahead, so that a stop is heard
+        return sum(map(int, counts)) / examples
+
+
+def transfer(plan: Plan) -> dict[str, DeviceSplit]:
+    """Puts all splits on the device, uint8 as they are, and waits until they are there."""
+    return jax.block_until_ready(
+        {
+            name: DeviceSplit(jnp.asarray(split.inputs), jnp.asarray(split.labels))
+            for name, split in (
+                ("train", plan.dataset.train),
+                ("validation", plan.dataset.validation),
+                ("test", plan.dataset.test),
+            )
+        }
+    )
+
+
+def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) -> Programs:
+    """Compiles every program of a run.
+
+    Args:
+        plan: what will be run.
+        splits: the data on the device, from `transfer`.
+        platform: `cpu` or `gpu`.
+
+    Returns:
+        The programs, none of which has run.
+    """
+    state_key, order_key = jax.random.split(jax.random.key(plan.config.seed))
+    examples = splits["train"].labels.shape[0]
+    events = {"hits": 0, "misses": 0}
+
+    def count_event(event: str, **kwargs: Any) -> None:
+        if event in _CACHE_EVENTS:
+            events[_CACHE_EVENTS[event]] += 1
+
+    monitoring.register_event_listener(count_event)
+    start_s = time.perf_counter()
+    try:
+        init = jax.jit(make_init(plan.program)).lower(order_key).compile()
+        order = jax.jit(make_orders(examples)).lower(order_key, np.int32(0)).compile()
+        state = jax.eval_shape(make_init(plan.program), order_key)
+        orders = jax.ShapeDtypeStruct((2, examples), jnp.int32)
+        arguments = (state, splits["train"], orders)
+        lowered = jax.jit(make_updates(plan.program, 1), donate_argnums=0).lower(*arguments)
+        cost = lowered.cost_analysis() or {}
+        updates = {1: lowered.compile()}
+        longest = updates_per_call(plan, cost.get("flops"), platform)
+        if longest > 1:
+            updates[longest] = (
+                jax.jit(make_updates(plan.program, longest), donate_argnums=0)
+                .lower(*arguments)
+                .compile()
+            )
+        evaluate = {
+            name: jax.jit(make_evaluate(plan.program, size))
+            .lower(state, splits[name], np.int32(0))
+            .compile()
+            for name, size in plan.eval_batch_sizes.items()
+        }
+    finally:
+        monitoring.unregister_event_listener(count_event)
+    compiled_cost = updates[1].cost_analysis() or {}
+    return Programs(
+        init=init,
+        updates=updates,
+        evaluate=evaluate,
+        splits=splits,
+        order=order,
+        state_key=state_key,
+        order_key=order_key,
+        plan=plan,
+        updates_per_call=longest,
+        facts={
+            "flops_per_update": compiled_cost.get("flops"),
+            "bytes_per_update": compiled_cost.get("bytes accessed"),
+            "updates_per_call": longest,
+            "compile_s": time.perf_counter() - start_s,
+            "cache_hit": events["hits"] > 0 and events["misses"] == 0,
+        },
+    )
+
+
+def warm_up(programs: Programs) -> None:
+    """Runs every program once on a throw-away state, so that first-call costs end before training.
+
+    No update of the run is made here: the state is dropped.
+    """
+    state = programs.init(programs.state_key)
+    for split in programs.evaluate:
+        programs.accuracy(state, split)
+    for call in programs.updates.values():
+        state, loss = call(state, programs.splits["train"], programs.orders(0))
+        jax.block_until_ready((state, loss))

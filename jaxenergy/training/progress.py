@@ -1,0 +1,111 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere, or nothing.
+
+Drawing costs energy on the machine that is being measured, so nothing is drawn by a thread: the bar
+is redrawn at most once a second, from the loop, between two compiled calls.
+"""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from jaxenergy.training.loop import Account
+from jaxenergy.units import format_duration_s, format_si
+
+_REDRAW_S = 1.0
+
+
+class SilentObserver:
+    """Tells nobody; for `--quiet` and for use as a library."""
+
+    def say(self, text: str) -> None:
+        """Drops the sentence."""
+
+    def start(self, update: int, total_updates: int) -> None:
+        """Nothing to show."""
+
+    def advance(self, update: int, loss: float, account: Account) -> None:
+        """Nothing to show."""
+
+    def evaluated(self, metrics: dict[str, Any]) -> None:
+        """Nothing to show."""
+
+    def end(self) -> None:
+        """Nothing to close."""
+
+
+class ConsoleObserver(SilentObserver):
+    """Writes to a console: a live bar where it is a terminal, a line per evaluation elsewhere.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bar: Progress | None = None
+        self._accuracy: float | None = None
+        self._total_updates = 0
+
+    def say(self, text: str) -> None:
+        """Prints a sentence, above the bar where there is one."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, update: int, total_updates: int) -> None:
+        """Opens the bar."""
+        self._total_updates = total_updates
+        self._first_update, self._start_s = update, time.monotonic()
+        self._drawn_s = self._start_s
+        if self.console.is_terminal:
+            bar = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                auto_refresh=False,
+            )
+            self._task = bar.add_task("", total=total_updates, completed=update, text="")
+            bar.start()
+            self._bar = bar
+
+    def advance(self, update: int, loss: float, account: Account) -> None:
+        """Redraws the bar, at most once a second."""
+        now_s = time.monotonic()
+        if self._bar is None or now_s - self._drawn_s < _REDRAW_S:
+            return
+        self._drawn_s = now_s
+        rate = (update - self._first_update) / (now_s - self._start_s)
+        left_s = (self._total_updates - update) / rate if rate else None
+        parts = [
+            f"loss {loss:.4f}",
+            "" if self._accuracy is None else f"accuracy {self._accuracy:.2%}",
+            f"{rate:.3g} updates/s",
+            format_si(account.power_w(), "W"),
+            format_si(account.energy_j(), "J"),
+            f"{format_duration_s(left_s)} left",
+        ]
+        self._bar.update(self._task, completed=update, text="  ".join(p for p in parts if p))
+        self._bar.refresh()
+
+    def evaluated(self, metrics: dict[str, Any]) -> None:
+        """Remembers the accuracy for the bar, or prints the evaluation as a line."""
+        self._accuracy = metrics["validation_accuracy"]
+        if self._bar is not None:
+            return
+        loss = metrics["train_loss"]
+        self.say(
+            f"update {metrics['update']:>{len(str(self._total_updates))}}/{self._total_updates}"
+            f"  loss {'n/a' if loss is None else format(loss, '.4f')}"
+            f"  validation accuracy {self._accuracy:.2%}"
+            f"  {format_si(metrics['energy_j'], 'J')} so far"
+        )
+
+    def end(self) -> None:
+        """Closes the bar, leaving its last state on the screen."""
+        if self._bar is not None:
+            self._bar.update(self._task, text="")
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,331 @@
+"""One run from its config to its summary: the order in which things are opened, run and closed.
+
+Everything that can be wrong with a config is found before the folder is made. From then on, however
+the run ends (done, target, stop, failure, a signal amid a compilation), its folder ends with a
+summary that says so, and no finished window is lost.
+"""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxenergy import data, energy
+from jaxenergy.config import RunConfig
+from jaxenergy.energy import Ledger
+from jaxenergy.errors import RunError, UsageError
+from jaxenergy.meters import Device, Meters, compare_sources, open_meters
+from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, summarise
+from jaxenergy.records.environment import read_environment
+from jaxenergy.records.summary import add_energy
+from jaxenergy.training.checkpoint import Checkpoints, Progress
+from jaxenergy.training.interruption import Interruption, exit_status
+from jaxenergy.training.loop import Account, Loop, Observer, Outcome
+from jaxenergy.training.plan import Plan, make_plan
+from jaxenergy.training.programs import compile_programs, transfer, warm_up
+
+# Seconds between the end of work and an idle measurement, in which clocks and fans come to rest.
+_SETTLE_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run ended with.
+
+    Attributes:
+        path: the run's folder.
+        message: why there was nothing to do; empty where the run was run.
+        summary: as in `summary.json`; None where there was nothing to do.
+        signum: the signal that ended it, or None.
+    """
+
+    path: Path
+    message: str = ""
+    summary: Mapping[str, Any] | None = None
+    signum: int | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of a process that did this run."""
+        if self.signum is not None:
+            return exit_status(self.signum)
+        return 1 if self.summary is not None and self.summary["status"] == "failed" else 0
+
+
+def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any]) -> Result:
+    """Does one run, or what is left of it.
+
+    Args:
+        config: the settings.
+        observer: told how it goes.
+        runtime_facts: what was set up before jax was imported, for `environment.json`.
+
+    Returns:
+        What it ended with.
+
+    Raises:
+        UsageError: a setting cannot be satisfied; nothing was written.
+        RunError: it failed while running; the folder says so.
+    """
+    choice = choose_folder(
+        config.out,
+        config.to_json(),
+        name=config.name,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        identity=config.identity(),
+    )
+    if choice.action == "nothing":
+        return Result(choice.path, choice.message)
+    device = one_device()
+    described = Device(platform=device.platform, index=device.id, name=device.device_kind)
+    with open_meters(config.meters, [described], powercap_root=config.powercap_root) as meters:
+        lines = _Lines()
+        ledger = Ledger(meters, fence=jax.block_until_ready, on_line=lines.add, drain=_drain)
+        try:
+            with ledger.phase("input"):
+                dataset = data.load(config.dataset, data_dir=config.data_dir)
+            plan = make_plan(config, dataset, device.platform)
+            observer.say(_headline(plan, device))
+            for sentence in (choice.message, *meters.notes):
+                if sentence:
+                    observer.say(sentence)
+            sessions: list[_Session] = []
+            with (
+                Interruption(
+                    lambda signum: [s.write_when_stuck(signum) for s in sessions]
+                ) as interruption,
+                _create(choice, plan) as folder,
+            ):
+                for note in folder.notes:
+                    observer.say(note)
+                environment = read_environment(
+                    devices=[described], meters=meters, runtime=runtime_facts
+                )
+                folder.write_environment(environment)
+                lines.attach(folder)
+                session = _Session(plan, folder, ledger, meters, observer, device.platform)
+                sessions.append(session)
+                return session.run(interruption)
+        finally:
+            ledger.close()
+
+
+def _drain() -> None:
+    """Waits for all that was dispatched, whatever holds it."""
+    jax.block_until_ready(jax.live_arrays())
+
+
+def one_device() -> jax.Device:
+    """The device that a run trains on; refuses where there is more than one, or none."""
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:  # a platform was asked for that is not there
+        raise UsageError(f"JAX finds no device: {error}") from error
+    if jax.process_count() > 1 or len(devices) > 1:
+        raise UsageError(
+            f"JAX sees {len(devices)} devices in {jax.process_count()} process(es); "
+            "a run trains on one.\nChoose one, e.g. with CUDA_VISIBLE_DEVICES=0."
+        )
+    return devices[0]
+
+
+def _headline(plan: Plan, device: jax.Device) -> str:
+    model, config = plan.program.model, plan.config
+    return (
+        f"{model.family} of depth {model.depth} and width {model.width}, {plan.parameters:,} "
+        f"parameters, {model.activation}, {config.optimizer}, {plan.total_updates:,} updates of "
+        f"{config.batch_size} on {config.dataset}, {device.device_kind} ({device.platform})"
+    )
+
+
+def _create(choice: FolderChoice, plan: Plan) -> RunFolder:
+    """Makes the folder, its config completed by what the plan resolved."""
+    config = {**choice.config, "resolved": plan.resolved()}
+    return dataclasses.replace(choice, config=config).create()
+
+
+class _Lines:
+    """Hands the ledger's lines to the run's folder; keeps them until there is one."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._waiting: list[dict[str, Any]] = []
+        self._folder: RunFolder | None = None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Takes a finished line, from any thread."""
+        with self._lock:
+            if self._folder is None:
+                self._waiting.append(line)
+            else:
+                self._append(self._folder, line)
+
+    def attach(self, folder: RunFolder) -> None:
+        """Writes what has gathered, and from now on every line as it comes."""
+        with self._lock:
+            for line in self._waiting:
+                self._append(folder, line)
+            self._waiting.clear()
+            self._folder = folder
+
+    @staticmethod
+    def _append(folder: RunFolder, line: dict[str, Any]) -> None:
+        # Which attempt this is was known only when the folder had been locked.
+        folder.append_window({**line, "attempt": folder.attempt})
+
+
+@dataclasses.dataclass
+class _Session:
+    """One process's work on a folder that it owns."""
+
+    plan: Plan
+    folder: RunFolder
+    ledger: Ledger
+    meters: Meters
+    observer: Observer
+    platform: str
+
+    def __post_init__(self):
+        self._facts: dict[str, Any] = {
+            "provenance": self.meters.provenance,
+            "counted_domains": self.meters.counted_domains,
+            "parameters": self.plan.parameters,
+        }
+        self._earlier_j = self._read_earlier_j()
+        self._writing = threading.Lock()
+        self._summary: dict[str, Any] | None = None
+
+    def run(self, interruption: Interruption) -> Result:
+        """Compiles, trains, evaluates, measures idle, and writes the summary."""
+        try:
+            outcome = self._train(lambda: interruption.signum is not None)
+        except RunError:
+            # The disk is full or the like, no fault of the run: it stays unfinished, without a
+            # summary, and the same command goes on.
+            raise
+        except BaseException as error:
+            self.ledger.close()
+            self._write_summary("failed", f"{type(error).__name__}: {error}")
+            raise
+        self.ledger.close()
+        summary = self._write_summary(outcome.status, outcome.why)
+        signum = interruption.signum if outcome.status == "preempted" else None
+        return Result(self.folder.path, summary=summary, signum=signum)
+
+    def _train(self, stop_requested) -> Outcome:
+        plan, ledger = self.plan, self.ledger
+        checkpoints = Checkpoints(self.folder.checkpoints, plan.config.keep)
+        try:
+            with ledger.phase("input") as phase:
+                splits = transfer(plan)
+                phase.fence(splits)
+            with ledger.phase("compile") as phase:
+                programs = compile_programs(plan, splits, self.platform)
+                phase.fence(splits)
+            self._facts["compiled"] = programs.facts
+            with ledger.phase("warmup") as phase:
+                warm_up(programs)
+                state = jax.block_until_ready(programs.init(programs.state_key))
+                phase.fence(state)
+            state, progress = self._resumed(checkpoints, state)
+            self._measure_idle(stop_requested)
+            loop = Loop(
+                plan=plan,
+                programs=programs,
+                ledger=ledger,
+                account=Account(ledger, self.meters.counted_domains, self._earlier_j),
+                checkpoints=checkpoints,
+                folder=self.folder,
+                stop_requested=stop_requested,
+                observer=self.observer,
+                tick_s=max((d.tick_s for d in self.meters.domains if d.counted), default=0.0),
+            )
+            outcome = loop.run(state, progress)
+            if outcome.status in ("completed", "target_reached"):
+                accuracy = loop.evaluate(outcome.state, "test")
+                if accuracy is None:  # stopped at the very end: what is left is done next time
+                    return dataclasses.replace(outcome, status="preempted")
+                self._facts["final"] = {"test_accuracy": accuracy}
+                self._measure_idle(stop_requested)
+            return outcome
+        finally:
+            with ledger.phase("checkpoint"):
+                checkpoints.close()
+
+    def _resumed(self, checkpoints: Checkpoints, state):
+        """The state to go on from: the newest checkpoint's, or the fresh one."""
+        if not self.folder.resumed:
+            return state, Progress()
+        with self.ledger.phase("checkpoint"):
+            restored = checkpoints.restore(state, self.observer.say)
+        state, progress = (state, Progress()) if restored is None else restored
+        self.folder.append_rollback(progress.update)
+        self.observer.say(f"going on from update {progress.update:,}")
+        return state, progress
+
+    def _read_earlier_j(self) -> float | None:
+        """The counted joules of earlier attempts at this run."""
+        if not self.folder.resumed:
+            return 0.0
+        record = self.folder.read()
+        earlier = [line for line in _lines_of(record) if line["attempt"] < self.folder.attempt]
+        return add_energy(earlier, self.meters.counted_domains)[0] if earlier else 0.0
+
+    def _measure_idle(self, stop_requested) -> None:
+        """Power with the programs loaded and nothing dispatched; sleeps in short naps."""
+        idle_s = self.plan.config.idle_seconds
+        if not idle_s or not self.meters.domains:
+            return
+        with self.ledger.phase("other"):
+            _nap(_SETTLE_S, stop_requested)
+        with self.ledger.phase("idle"):
+            _nap(idle_s, stop_requested)
+
+    def write_when_stuck(self, signum: int) -> None:
+        """In the watcher thread: the main thread did not answer a signal in time."""
+        self.ledger.abandon()
+        self._write_summary("preempted", f"signal {signum} came while the main thread was busy")
+
+    def _write_summary(self, status: str, why: str | None) -> dict[str, Any]:
+        """Writes `summary.json`; only the first call does, so two threads cannot both."""
+        with self._writing:
+            if self._summary is None:
+                record = self.folder.read()
+                facts = {"status": status, "why": why, "warnings": self._disagreements(record)}
+                self._summary = summarise(
+                    self.plan.config.to_json(),
+                    record.windows,
+                    record.metrics,
+                    {**self._facts, **facts},
+                    estimators=energy,
+                )
+                self.folder.write_summary(self._summary)
+            return self._summary
+
+    def _disagreements(self, record: Run) -> list[str]:
+        """What two sensors of the same domain say differently of this process."""
+        own = [line for line in _lines_of(record) if line["attempt"] == self.folder.attempt]
+        joules = {
+            domain.name: add_energy(own, [domain.name])[0] for domain in self.meters.domains
+        }
+        checks = (
+            *self.meters.cross_checks(),
+            *compare_sources(joules, self.meters.counted_domains),
+        )
+        return [str(check) for check in checks if not check.agrees]
+
+
+def _lines_of(record: Run) -> list[dict[str, Any]]:
+    """The lines of a run's `windows.jsonl` without the events among them."""
+    return [line for line in record.windows if "phase" in line]
+
+
+def _nap(duration_s: float, stop_requested) -> None:
+    end_s = time.monotonic() + duration_s
+    while (left_s := end_s - time.monotonic()) > 0 and not stop_requested():
+        time.sleep(min(left_s, 0.2))

@@ -1,0 +1,343 @@
+"""The pure functions that are compiled and metered: make a state, update it, evaluate it.
+
+Nothing here knows joules, files or flags. An update is one function of the train state and of data
+that already lies on the device; the driver compiles it once, donates the state, and calls it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxenergy.data import Dataset, pipeline
+from jaxenergy.models import Model
+from jaxenergy.optimizers import Optimizer
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """All that an update changes; donated to each update, and what a checkpoint holds.
+
+    Attributes:
+        params: the model's parameters.
+        batch_stats: running statistics of batch normalisation; empty where there is none.
+        opt_state: the optimizer's state.
+        key: PRNG key of augmentation and dropout; each update folds its own number in.
+        update: updates made, int32 scalar.
+        position: where in the epoch's order the next batch begins, int32 scalar.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    key: jax.Array
+    update: jax.Array
+    position: jax.Array
+
+
+class DeviceSplit(NamedTuple):
+    """A split on the device: `inputs` uint8 [n, h, w, c] and `labels` int32 [n]."""
+
+    inputs: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is trained, by what, on batches of which size: all that shapes the compiled step.
+
+    Attributes:
+        model: the network.
+        optimizer: the optimizer.
+        dataset: the data set; only its scaling and augmentation constants enter the program.
+        batch_size: examples per update.
+        accumulate: micro-batches per update.
+        augment: whether batches are randomly cropped and flipped.
+        unroll_accumulation: whether micro-batches are unrolled rather than looped over, since a
+            convolution inside a rolled loop is slow on the CPU.
+    """
+
+    model: Model
+    optimizer: Optimizer
+    dataset: Dataset
+    batch_size: int
+    accumulate: int = 1
+    augment: bool = False
+    unroll_accumulation: bool = False
+
+
+def make_init(program: Program) -> Callable[[jax.Array], TrainState]:
+    """Makes the function from a seed's key to a fresh train state.
+
+    To be called under one jit: made eagerly, some optimizers' states alias the parameters, and
+    donating both then fails.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        params_key, step_key = jax.random.split(key)
+        variables = program.model.init(params_key)
+        return TrainState(
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=program.optimizer.tx.init(variables["params"]),
+            key=step_key,
+            update=jnp.zeros((), jnp.int32),
+            position=jnp.zeros((), jnp.int32),
+        )
+
+    return init
+
+
+def make_orders(examples: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Makes the function from a PRNG key and an epoch to the orders of it and of the next.
+
+    The orders are int32 [2, examples]: permutations that follow from the key and the epoch alone.
+    """
+    return lambda key, epoch: pipeline.epoch_orders(key, epoch, 2, examples)
+
+
+def make_updates(
+    program: Program, updates: int
+) -> Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, jax.Array]]:
+    """Makes the function that does a fixed number of updates in one compiled call.
+
+    Args:
+        program: what is trained.
+        updates: updates per call; more than one become a scan.
+
+    Returns:
+        A function of the state, the training split and the orders of this epoch and the next
+        (from `make_orders`) that gives the new state and the mean loss of its updates (float32
+        scalar). A batch may begin in one epoch and end in the next.
+    """
+    update = _make_update(program)
+
+    def call(
+        state: TrainState, split: DeviceSplit, orders: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        examples = split.labels.shape[0]
+        if updates == 1:
+            state, loss = update(state, split, orders)
+        else:
+            state, losses = jax.lax.scan(
+                lambda state, _: update(state, split, orders), state, length=updates
+            )
+            loss = jnp.mean(losses)
+        # The caller chooses the orders of the next call by the same rule: see `epoch_of`.
+        return state._replace(position=state.position % examples), loss
+
+    return call
+
+
+def epoch_of(update: int, batch_size: int, examples: int) -> int:
+    """The epoch in which an update's first example lies."""
+    return update * batch_size // examples
+
+
+def _make_update(program: Program) -> Callable:
+    """Makes one update: draw a batch, accumulate gradients, let the optimizer move the parameters.
+
+    Within a call `position` runs on past the epoch's end, where the next epoch's order continues.
+    """
+    take_batch = make_take_batch(program)
+    gradients = make_gradients(program)
+    optimize = make_optimize(program)
+
+    def update(state, split, orders):
+        batch = take_batch(state, split, orders)
+        (loss, batch_stats), grads = gradients(state.params, state.batch_stats, batch)
+        params, opt_state = optimize(grads, state.opt_state, state.params)
+        new_state = TrainState(
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            key=state.key,
+            update=state.update + 1,
+            position=state.position + program.batch_size,
+        )
+        return new_state, loss
+
+    return update
+
+
+# The parts of an update, from which it is put together above, and which `training.shares` compiles
+# and measures one by one.
+
+
+class Batch(NamedTuple):
+    """What one update computes on.
+
+    Attributes:
+        inputs: uint8 [batch, h, w, c], as stored.
+        labels: int32 [batch].
+        key: PRNG key of what is random in the update.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    key: jax.Array
+
+
+def make_take_batch(program: Program) -> Callable[[TrainState, DeviceSplit, jax.Array], Batch]:
+    """Makes the function that draws a state's next batch from a split, by the orders of epochs."""
+
+    def take_batch(state: TrainState, split: DeviceSplit, orders: jax.Array) -> Batch:
+        inputs, labels = pipeline.take_batch(
+            split.inputs, split.labels, orders, state.position, program.batch_size
+        )
+        return Batch(inputs, labels, jax.random.fold_in(state.key, state.update))
+
+    return take_batch
+
+
+def make_prepare(program: Program) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Makes the function from stored inputs and a PRNG key to what the model sees.
+
+    That is uint8 to float32 [batch, h, w, c]: augmented, where the program says so, and scaled.
+    """
+    dataset = program.dataset
+
+    def prepare(inputs: jax.Array, key: jax.Array) -> jax.Array:
+        if program.augment:
+            inputs = pipeline.augment(key, inputs, padding=dataset.padding, flip=dataset.flips)
+        return pipeline.normalise(inputs, dataset.mean, dataset.std)
+
+    return prepare
+
+
+def make_forward(
+    program: Program,
+) -> Callable[[PyTree, PyTree, Batch], tuple[jax.Array, PyTree]]:
+    """Makes the function from params, batch statistics and a batch to its mean loss.
+
+    The statistics as they are after the batch come second.
+    """
+    prepared_loss = _make_prepared_loss(program)
+
+    def without_gradients(*args):
+        return prepared_loss(*args), ()
+
+    over_batch = _make_over_micro_batches(program, without_gradients)
+    return lambda params, batch_stats, batch: over_batch(params, batch_stats, batch)[0]
+
+
+def make_gradients(
+    program: Program,
+) -> Callable[[PyTree, PyTree, Batch], tuple[tuple[jax.Array, PyTree], PyTree]]:
+    """Makes the function from params, batch statistics and a batch to its loss and gradients.
+
+    They come as `jax.value_and_grad(..., has_aux=True)` gives them: the mean loss and the
+    statistics as they are after the batch, and the mean gradients.
+    """
+    differentiated = jax.value_and_grad(_make_prepared_loss(program), has_aux=True)
+    return _make_over_micro_batches(program, differentiated)
+
+
+def make_optimize(program: Program) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
+    """Makes the function from gradients, optimizer state and params to new params and state."""
+
+    def optimize(grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, opt_state = program.optimizer.tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return optimize
+
+
+def _make_prepared_loss(program: Program) -> Callable:
+    """Makes the loss of params on a micro-batch, from stored inputs on: what one iteration does."""
+    prepare = make_prepare(program)
+
+    def loss_fn(params, batch_stats, inputs, labels, key):
+        augment_key, dropout_key = jax.random.split(key)
+        logits, batch_stats = program.model.apply(
+            _variables(params, batch_stats),
+            prepare(inputs, augment_key),
+            train=True,
+            key=dropout_key,
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+        return jnp.mean(losses), batch_stats
+
+    return loss_fn
+
+
+def _make_over_micro_batches(program: Program, iteration: Callable) -> Callable:
+    """Makes of an iteration on a micro-batch the same on a batch: means, statistics in sequence.
+
+    Args:
+        program: says how many micro-batches a batch has.
+        iteration: from params, batch statistics, inputs, labels and key to
+            ((loss, batch statistics), gradients).
+
+    Returns:
+        A function of params, batch statistics and a `Batch` to the same.
+    """
+    count = program.accumulate
+    if count == 1:
+        return lambda params, batch_stats, batch: iteration(params, batch_stats, *batch)
+
+    def over_batch(params, batch_stats, batch):
+        def add(carry, micro_batch):
+            sums, batch_stats = carry
+            (loss, batch_stats), grads = iteration(params, batch_stats, *micro_batch)
+            return (jax.tree.map(jnp.add, sums, (loss, grads)), batch_stats), None
+
+        micro_batches = (
+            batch.inputs.reshape(count, -1, *batch.inputs.shape[1:]),
+            batch.labels.reshape(count, -1, *batch.labels.shape[1:]),
+            jax.random.split(batch.key, count),
+        )
+        first = jax.tree.map(lambda micro: micro[0], micro_batches)
+        (loss, _), grads = jax.eval_shape(iteration, params, batch_stats, *first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, grads))
+        (sums, batch_stats), _ = jax.lax.scan(
+            add,
+            (zeros, batch_stats),
+            micro_batches,
+            unroll=count if program.unroll_accumulation else 1,
+        )
+        loss, grads = jax.tree.map(lambda leaf: leaf / count, sums)
+        return (loss, batch_stats), grads
+
+    return over_batch
+
+
+def make_evaluate(
+    program: Program, batch_size: int
+) -> Callable[[TrainState, DeviceSplit, jax.Array], jax.Array]:
+    """Makes the function that counts correct predictions on one batch of a split.
+
+    Args:
+        program: what is trained.
+        batch_size: examples per call. A call that reaches past the split's end is shifted back,
+            and what it would count twice is left out, so that one shape serves every batch.
+
+    Returns:
+        A function of the state, the split and the batch's first index (int32 scalar) that gives
+        the number of correct predictions (int32 scalar).
+    """
+    dataset = program.dataset
+
+    def evaluate(state: TrainState, split: DeviceSplit, start: jax.Array) -> jax.Array:
+        examples = split.labels.shape[0]
+        first = jnp.minimum(start, examples - batch_size)
+        inputs = jax.lax.dynamic_slice_in_dim(split.inputs, first, batch_size)
+        labels = jax.lax.dynamic_slice_in_dim(split.labels, first, batch_size)
+        logits, _ = program.model.apply(
+            _variables(state.params, state.batch_stats),
+            pipeline.normalise(inputs, dataset.mean, dataset.std),
+            train=False,
+        )
+        is_new = first + jnp.arange(batch_size) >= start
+        return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & is_new)
+
+    return evaluate
+
+
+def _variables(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+    """A model's variables; a model without batch normalisation has no statistics at all."""
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}

@@ -1,0 +1,40 @@
+"""What all tests share: which of them run, on what platform, one store of compiled programs."""
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow", action="store_true", help="run the tests marked slow, and only those"
+    )
+    parser.addoption("--gpu", action="store_true", help="run the tests marked gpu, and only those")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the tests, and sets what jax reads when it is imported, here and in subprocesses."""
+    if not config.option.markexpr:
+        if config.option.gpu:
+            config.option.markexpr = "gpu"
+        else:
+            config.option.markexpr = "slow" if config.option.slow else "not slow"
+    if not config.option.gpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Compiling is most of what the tests do. In the cache lies machine code: for us alone.
+        cache = config.rootpath / ".cache" / "xla"
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.chmod(0o700)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.gpu:
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU: ./launch.sh test --gpu")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
