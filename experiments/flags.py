@@ -123,6 +123,8 @@ def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
     argv = ["--list=all" if arg in ("--list", "-list") else arg for arg in argv]
     try:
         rest = flags.FLAGS(argv)
+    except SystemExit:  # --help was asked for and shown; absl ends that with status 1
+        sys.exit(0)
     except flags.IllegalFlagValueError as error:
         # absl puts "flag --name=value: " before our own message, which names both already.
         flag, _, message = str(error).removeprefix("flag ").partition(": ")

@@ -8,7 +8,7 @@ python -m experiments.run --list
 from absl import flags
 
 from experiments.flags import define_run_flags, launch, run_config
-from jaxenergy.errors import unknown_value
+from jaxenergy.errors import RunError, unknown_value
 
 define_run_flags()
 _LISTS = ("all", "models", "activations", "optimizers", "schedules", "datasets", "meters")
@@ -52,6 +52,8 @@ def run() -> int:
         observer.say(result.message)
     elif not config.quiet:
         print_summary(result.summary, str(result.path), console)
+    elif result.summary["status"] == "failed":
+        raise RunError(f"{result.path} failed: {result.summary['why']['status']}.")
     return result.exit_status
 
 

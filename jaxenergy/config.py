@@ -44,7 +44,9 @@ class RunConfig:
     depth: int | None = _setting(None, "Depth in the family's own count of layers.")
     width: int | None = _setting(None, "Width: units or channels of the first stage.")
     model_args: str = _setting("", "The family's further options, e.g. norm=group,dropout=0.1.")
-    activation: str = _setting("relu", "Activation; --list=activations prints them.")
+    activation: str | None = _setting(
+        None, "Activation; --list=activations prints them; default: the family's."
+    )
     optimizer: str = _setting(
         "sgd", "Optax optimizer, or module:function of your own; --list=optimizers prints them."
     )
@@ -52,8 +54,12 @@ class RunConfig:
         "", "The optimizer's hyper-parameters, e.g. momentum=0.9,nesterov=true."
     )
     learning_rate: float | None = _setting(None, "Peak learning rate; default: the optimizer's.")
-    schedule: str = _setting("cosine", "Learning-rate schedule, e.g. constant, cosine.")
-    weight_decay: float = _setting(0.0, "Weight decay on parameters of two or more dimensions.")
+    schedule: str | None = _setting(
+        None, "Learning-rate schedule; --list=schedules prints them; default: cosine, for most."
+    )
+    weight_decay: float | None = _setting(
+        None, "Weight decay on parameters of two or more dimensions; default: the optimizer's."
+    )
     clip_norm: float | None = _setting(None, "Clip gradients to this global norm.")
     batch_size: int = _setting(128, "Examples per update.")
     accumulate: int = _setting(1, "Micro-batches per update, each of batch_size / accumulate.")

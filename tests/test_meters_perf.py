@@ -95,5 +95,5 @@ def test_an_event_is_opened_read_and_closed(tmp_path):
 
 def test_an_event_the_kernel_does_not_know_is_explained(tmp_path):
     pmu = write_pmu(tmp_path / "power", pmu_type=2**31 - 1)
-    with pytest.raises(MeterUnavailable, match="PMU failed|does not let this user|x86_64 only"):
+    with pytest.raises(MeterUnavailable, match=r"PMU failed|does not let this user|x86_64 only"):
         PerfMeter(pmu=pmu, cpus=write_cores(tmp_path / "cpu", {0: 0}))

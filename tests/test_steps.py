@@ -12,6 +12,7 @@ from jaxenergy.training.steps import (
     DeviceSplit,
     Program,
     epoch_of,
+    fixed_iterations,
     make_evaluate,
     make_init,
     make_updates,
@@ -62,22 +63,24 @@ def test_one_call_of_three_updates_is_three_calls_of_one(program, split):
     state, losses = new_state(program), []
     for _ in range(3):  # the third batch begins in the first epoch and ends in the second
         orders = ORDERS if int(state.update) * 24 < 60 else ORDERS[::-1]
-        state, loss = single(state, split, orders)
-        losses.append(loss)
-    together, mean_loss = jax.jit(make_updates(program, 3))(new_state(program), split, ORDERS)
+        state, metrics = single(state, split, orders)
+        losses.append(metrics.loss)
+    together, metrics = jax.jit(make_updates(program, 3))(new_state(program), split, ORDERS)
     assert_close(state, together)
-    np.testing.assert_allclose(np.mean(losses), mean_loss, rtol=1e-5)
+    np.testing.assert_allclose(np.mean(losses), metrics.loss, rtol=1e-5)
     assert int(together.update) == 3
     assert int(together.position) == 72 - 60
 
 
 def test_micro_batches_add_up_to_the_batch(program, split):
-    whole, loss = jax.jit(make_updates(program, 1))(new_state(program), split, ORDERS)
+    whole, metrics = jax.jit(make_updates(program, 1))(new_state(program), split, ORDERS)
     for unroll in (False, True):
         parts = dataclasses.replace(program, accumulate=4, unroll_accumulation=unroll)
-        in_parts, loss_in_parts = jax.jit(make_updates(parts, 1))(new_state(program), split, ORDERS)
+        in_parts, metrics_in_parts = jax.jit(make_updates(parts, 1))(
+            new_state(program), split, ORDERS
+        )
         assert_close(whole, in_parts)
-        np.testing.assert_allclose(loss, loss_in_parts, rtol=1e-5)
+        np.testing.assert_allclose(metrics.loss, metrics_in_parts.loss, rtol=1e-5)
 
 
 def test_a_batch_that_straddles_epochs_takes_the_rest_from_the_next_order(program, split):
@@ -119,8 +122,47 @@ def test_the_state_can_be_donated(program, split):
 def test_augmentation_draws_anew_with_each_update(program, split):
     augmented = dataclasses.replace(program, augment=True)
     update = jax.jit(make_updates(augmented, 1))
-    first, loss = update(new_state(program), split, ORDERS)
-    again, loss_again = update(new_state(program), split, ORDERS)
-    _, other_loss = update(new_state(program)._replace(update=jnp.int32(1)), split, ORDERS)
-    assert float(loss) == float(loss_again) != float(other_loss)
+    first, metrics = update(new_state(program), split, ORDERS)
+    again, metrics_again = update(new_state(program), split, ORDERS)
+    _, other_metrics = update(new_state(program)._replace(update=jnp.int32(1)), split, ORDERS)
+    assert float(metrics.loss) == float(metrics_again.loss) != float(other_metrics.loss)
     assert_close(first, again)
+
+
+# What each of these needs beyond gradients, and the iterations of its first two updates.
+BEYOND_GRADIENTS = {
+    "sgd": [1, 1],
+    "sam": [2, 2],
+    "sophia": [3, 1],
+    "polyak_sgd": [1, 1],
+    "dpsgd": [1, 1],
+    "schedule_free_adamw": [1, 1],
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_GRADIENTS)
+def test_an_optimizer_gets_what_it_needs_and_its_iterations_are_told(name, program, split):
+    other = dataclasses.replace(program, optimizer=optimizers.build(name, total_updates=10))
+    update = jax.jit(make_updates(other, 1))
+    state, told = new_state(other), []
+    before = state.params
+    for _ in range(2):
+        state, metrics = update(state, split, ORDERS)
+        passes = fixed_iterations(other)
+        told.append(int(metrics.iterations) if passes is None else passes)
+        assert np.isfinite(metrics.loss)
+    assert told == BEYOND_GRADIENTS[name]
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_averaged_parameters_are_evaluated_where_the_optimizer_keeps_such(program, split):
+    averaging = dataclasses.replace(
+        program, optimizer=optimizers.build("lookahead", total_updates=10)
+    )
+    state = new_state(averaging)
+    state, _ = jax.jit(make_updates(averaging, 3))(state, split, ORDERS)  # not yet synchronised
+    slow = jax.jit(make_evaluate(averaging, 60))(state, split, jnp.int32(0))
+    initial = jax.jit(make_evaluate(program, 60))(new_state(program), split, jnp.int32(0))
+    fast = jax.jit(make_evaluate(program, 60))(state, split, jnp.int32(0))
+    assert int(slow) == int(initial) != int(fast)

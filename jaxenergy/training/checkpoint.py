@@ -14,6 +14,7 @@ import jax
 from orbax import checkpoint as ocp
 
 from jaxenergy.errors import RunError
+from jaxenergy.records.files import plain_text
 from jaxenergy.training.steps import TrainState
 
 
@@ -85,17 +86,17 @@ class Checkpoints:
 
         Args:
             like: a state of the same structure, for shapes, dtypes and placement.
-            say: told about each checkpoint that cannot be read and is passed over.
+            say: told about each checkpoint that cannot be read and is moved aside.
 
         Returns:
             The state, and the progress whose `update` is the number of updates made.
 
         Raises:
-            RunError: there are checkpoints, and none can be read.
+            RunError: there are checkpoints, and none can be read; they are left as they are.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _with_raw_key(like))
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged: list[tuple[int, Exception]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(
                     step,
@@ -104,20 +105,24 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:  # Orbax raises many kinds for a damaged file
-                aside = self._set_aside(step)
-                say(
-                    f"checkpoint {step} cannot be read ({type(error).__name__}); "
-                    f"it is kept as {aside.name}, and the one before is tried"
-                )
+                damaged.append((step, error))
                 continue
+            # Only now: where none can be read, the cause may lie elsewhere (memory, versions).
+            for newer, error in damaged:
+                say(
+                    f"checkpoint {newer} cannot be read ({type(error).__name__}); it is kept as "
+                    f"{self._set_aside(newer).name}, and {step} is taken"
+                )
             state = TrainState(*restored.state)
             key = jax.random.wrap_key_data(state.key)
             return state._replace(key=key), Progress(**restored.progress)
-        if steps:
+        if damaged:
+            newest, error = damaged[0]
             raise RunError(
-                f"none of the checkpoints {steps} can be read.\n"
-                "Start anew with --overwrite; the old folder is moved aside."
-            )
+                f"none of the {len(damaged)} checkpoints can be read; the newest, {newest}: "
+                f"{type(error).__name__}: {plain_text(error, 200)}\n"
+                "They are left as they are. To start anew: --overwrite moves the folder aside."
+            ) from error
         return None
 
     def _set_aside(self, step: int) -> pathlib.Path:
@@ -132,6 +137,10 @@ class Checkpoints:
     def saving(self) -> bool:
         """Whether a save is still going on in the background."""
         return self._manager.is_saving_in_progress()
+
+    def wait(self) -> None:
+        """Waits for the last save to reach the disk."""
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save to reach the disk and gives back Orbax's threads."""

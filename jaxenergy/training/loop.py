@@ -18,10 +18,10 @@ from jaxenergy.records import RunFolder
 from jaxenergy.training.checkpoint import Checkpoints, Progress
 from jaxenergy.training.plan import Plan
 from jaxenergy.training.programs import Programs
-from jaxenergy.training.steps import TrainState
+from jaxenergy.training.steps import CallMetrics, TrainState
 
-# A stop is answered between windows, so none is too long; a run of days should not leave millions of
-# them, so none is too short. The first one tells how many updates the others take.
+# A kill loses the window it falls in, so none is too long; a run of days should not leave millions
+# of them, so none is too short. The first one tells how many updates the others take.
 _MAX_WINDOW_S = 4.0
 _MIN_WINDOW_S = 1.0
 _FIRST_WINDOW_S = 0.25
@@ -34,11 +34,13 @@ class Account:
     Attributes:
         ledger: of this process.
         domains: the domains that are added.
+        provenance: the weakest among them, as in the summary.
         earlier_j: what earlier attempts at the run took; None where that is not known.
     """
 
     ledger: Ledger
     domains: tuple[str, ...]
+    provenance: str
     earlier_j: float | None = 0.0
 
     def energy_j(self) -> float | None:
@@ -66,7 +68,7 @@ class Observer(Protocol):
         """Training begins, or goes on, after `update` updates."""
 
     def advance(self, update: int, loss: float, account: Account) -> None:
-        """A loss has arrived; `update` updates are dispatched."""
+        """The losses of the first `update` updates have arrived, the last of them `loss`."""
 
     def evaluated(self, metrics: dict[str, Any]) -> None:
         """An evaluation is done; `metrics` is its line of `metrics.jsonl`."""
@@ -144,7 +146,7 @@ class Loop:
                 return self._end("preempted", state, update, progress)
             at_evaluation = update % plan.eval_every == 0 or update == plan.total_updates
             if at_evaluation and update > progress.evaluated_at:
-                accuracy = self.evaluate(state, "validation")
+                accuracy = self.evaluate(state, update, "validation")
                 if accuracy is None:
                     return self._end("preempted", state, update, progress)
                 self._record(update, accuracy, progress)
@@ -158,9 +160,15 @@ class Loop:
             if why is not None:
                 return Outcome("failed", state, update, why)
 
-    def evaluate(self, state: TrainState, split: str) -> float | None:
-        """The accuracy on a split, as an `eval` phase; None where a stop was asked for."""
-        with self.ledger.phase("eval") as phase:
+    def evaluate(self, state: TrainState, update: int, split: str) -> float | None:
+        """The accuracy on a split, as an `eval` phase; None where a stop was asked for.
+
+        Args:
+            state: the train state after `update` updates.
+            update: its place in the training, by which an evaluation that is redone counts as lost.
+            split: `validation` or `test`.
+        """
+        with self.ledger.phase("eval", first_update=update) as phase:
             accuracy = self.programs.accuracy(state, split, self.stop_requested)
             phase.fence(state)
         return accuracy
@@ -175,22 +183,23 @@ class Loop:
         """
         boundary = self.plan.next_boundary(update)
         window = _Window(update, self.checkpoints.saving)
-        pending: tuple[jax.Array, int] | None = None
+        pending: tuple[CallMetrics, int] | None = None
         why = None
         with self.ledger.phase("train") as phase:
             leaving = False
             while update < boundary and not leaving:
                 length = self.programs.call_length(update)
-                state, loss = self.programs.updates[length](
+                state, metrics = self.programs.updates[length](
                     state, self.programs.splits["train"], self.programs.orders(update)
                 )
                 update += length
+                window.add(metrics)
                 if pending is not None:
                     why = self._settle(*pending, progress)
-                pending = (loss, length)
+                pending = (metrics, length)
                 leaving = why is not None or self.stop_requested() or self._seconds_are_up()
                 if leaving or update >= boundary or self._window_is_full(window, update):
-                    phase.cut(state, steady=window.steady, **window.counts(self.plan, update))
+                    phase.cut(state, steady=window.steady, **window.counts(self.programs, update))
                     self._learn_window_length(window, update)
                     window = _Window(update, self.checkpoints.saving)
         if why is None and pending is not None:
@@ -216,9 +225,9 @@ class Loop:
                 min_seconds=_MIN_WINDOW_S,
             )
 
-    def _settle(self, loss: jax.Array, updates: int, progress: Progress) -> str | None:
+    def _settle(self, metrics: CallMetrics, updates: int, progress: Progress) -> str | None:
         """Takes the loss of a dispatched call; gives the reason to stop if it is not finite."""
-        value = float(loss)
+        value = float(metrics.loss)
         if not math.isfinite(value):
             return f"the training loss became {value} within update {progress.update + updates}"
         progress.add_loss(value, updates)
@@ -231,6 +240,7 @@ class Loop:
             "train_loss": progress.take_loss(),
             "validation_accuracy": accuracy,
             "energy_j": self.account.energy_j(),
+            "provenance": self.account.provenance,
         }
         progress.evaluated_at = update
         progress.validation_accuracy = accuracy
@@ -247,7 +257,7 @@ class Loop:
 
     def _save_is_due(self, update: int) -> bool:
         every = self.plan.checkpoint_updates
-        return self._seconds_are_up() or (every is not None and update % every == 0)
+        return self._seconds_are_up() or (every is not None and update > 0 and update % every == 0)
 
     def _save(self, state: TrainState, update: int, progress: Progress) -> None:
         with self.ledger.phase("checkpoint"):
@@ -271,18 +281,25 @@ class _Window:
     def __init__(self, first_update: int, saving: bool):
         self.first_update = first_update
         self._start_s = time.monotonic()
+        self._iterations: list[jax.Array] = []
         # A save in the background draws power of its own; otherwise the ledger's rule decides.
         self.steady = False if saving else None
 
     def age_s(self) -> float:
         return time.monotonic() - self._start_s
 
-    def counts(self, plan: Plan, update: int) -> dict[str, int]:
+    def add(self, metrics: CallMetrics) -> None:
+        """Keeps what a call of this window will tell of its iterations."""
+        if metrics.iterations is not None:
+            self._iterations.append(metrics.iterations)
+
+    def counts(self, programs: Programs, update: int) -> dict[str, int]:
         """The counts of a line of `windows.jsonl`, with `update` updates made in all."""
         updates = update - self.first_update
+        fixed = programs.fixed_iterations
         return {
             "first_update": self.first_update,
             "updates": updates,
-            "iterations": updates * plan.config.accumulate,
-            "examples": updates * plan.config.batch_size,
+            "iterations": sum(map(int, self._iterations)) if fixed is None else updates * fixed,
+            "examples": updates * programs.plan.config.batch_size,
         }

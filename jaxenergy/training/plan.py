@@ -66,6 +66,7 @@ class Plan:
         return {
             "depth": self.program.model.depth,
             "width": self.program.model.width,
+            "activation": self.program.model.activation,
             "model_args": dict(self.program.model.options),
             "learning_rate": self.program.optimizer.learning_rate,
             "optimizer_args": self.program.optimizer.hyper_parameters,
@@ -127,6 +128,7 @@ def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
+    _check_fit(config, model, optimizer)
     program = Program(
         model=model,
         optimizer=optimizer,
@@ -154,6 +156,22 @@ def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
         },
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     )
+
+
+def _check_fit(config: RunConfig, model: models.Model, optimizer: optimizers.Optimizer) -> None:
+    """Refuses an optimizer of per-example gradients where there is no such thing."""
+    if not optimizer.per_example_gradients:
+        return
+    if dict(model.options).get("norm") == "batch":
+        raise UsageError(
+            f"--optimizer={config.optimizer} takes the gradient of each example, which batch "
+            "normalisation does not have.\nAllowed: --model_args=norm=group, layer or none."
+        )
+    if config.accumulate > 1:
+        raise UsageError(
+            f"--accumulate={config.accumulate} is not possible with --optimizer={config.optimizer},"
+            " which takes the gradient of each example.\nAllowed: 1."
+        )
 
 
 def updates_per_call(plan: Plan, flops_per_update: float | None, platform: str) -> int:

@@ -1,7 +1,6 @@
-"""Compiles what a run calls, all of it before the first update, and says what compiling cost."""
+"""Compiles what a run calls, all of it before the first update."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxenergy.training.steps import (
     DeviceSplit,
     TrainState,
     epoch_of,
+    fixed_iterations,
     make_evaluate,
     make_init,
     make_orders,
@@ -37,7 +37,8 @@ class Programs:
         evaluate: split name -> compiled evaluation of one batch.
         splits: split name -> its arrays on the device.
         updates_per_call: the longest call.
-        facts: for the summary: flops and bytes of the one-update program, seconds, cache hit.
+        fixed_iterations: iterations of each update; None where calls tell them.
+        facts: for the summary: flops and bytes of the one-update program, cache hit.
         order: from `order_key` and an epoch's number to the data orders of it and the next.
         state_key: the PRNG key that `init` takes, from the config's seed.
         order_key: the PRNG key of the data order, likewise.
@@ -53,6 +54,7 @@ class Programs:
     order_key: jax.Array
     plan: Plan
     updates_per_call: int
+    fixed_iterations: int | None
     facts: dict[str, Any]
     _orders: tuple[int, jax.Array] | None = None
 
@@ -129,7 +131,6 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
             events[_CACHE_EVENTS[event]] += 1
 
     monitoring.register_event_listener(count_event)
-    start_s = time.perf_counter()
     try:
         init = jax.jit(make_init(plan.program)).lower(order_key).compile()
         order = jax.jit(make_orders(examples)).lower(order_key, np.int32(0)).compile()
@@ -165,11 +166,11 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         order_key=order_key,
         plan=plan,
         updates_per_call=longest,
+        fixed_iterations=fixed_iterations(plan.program),
         facts={
             "flops_per_update": compiled_cost.get("flops"),
             "bytes_per_update": compiled_cost.get("bytes accessed"),
             "updates_per_call": longest,
-            "compile_s": time.perf_counter() - start_s,
             "cache_hit": events["hits"] > 0 and events["misses"] == 0,
         },
     )
@@ -181,8 +182,8 @@ def warm_up(programs: Programs) -> None:
     No update of the run is made here: the state is dropped.
     """
     state = programs.init(programs.state_key)
-    for split in programs.evaluate:
-        programs.accuracy(state, split)
+    for split, evaluate in programs.evaluate.items():
+        jax.block_until_ready(evaluate(state, programs.splits[split], np.int32(0)))
     for call in programs.updates.values():
-        state, loss = call(state, programs.splits["train"], programs.orders(0))
-        jax.block_until_ready((state, loss))
+        state, metrics = call(state, programs.splits["train"], programs.orders(0))
+        jax.block_until_ready((state, metrics))

@@ -55,12 +55,12 @@ class ConsoleObserver(SilentObserver):
     def start(self, update: int, total_updates: int) -> None:
         """Opens the bar."""
         self._total_updates = total_updates
-        self._first_update, self._start_s = update, time.monotonic()
+        self._first_update = self._update = update
+        self._start_s = time.monotonic()
         self._drawn_s = self._start_s
         if self.console.is_terminal:
             bar = Progress(
-                TextColumn("training"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=None),  # what the text leaves of the line
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
                 console=self.console,
@@ -68,22 +68,25 @@ class ConsoleObserver(SilentObserver):
             )
             self._task = bar.add_task("", total=total_updates, completed=update, text="")
             bar.start()
+            self.console.show_cursor(True)  # a process that is killed leaves it as it is
             self._bar = bar
 
     def advance(self, update: int, loss: float, account: Account) -> None:
         """Redraws the bar, at most once a second."""
         now_s = time.monotonic()
+        self._update = update
         if self._bar is None or now_s - self._drawn_s < _REDRAW_S:
             return
         self._drawn_s = now_s
         rate = (update - self._first_update) / (now_s - self._start_s)
         left_s = (self._total_updates - update) / rate if rate else None
+        power_w = account.power_w()
         parts = [
             f"loss {loss:.4f}",
-            "" if self._accuracy is None else f"accuracy {self._accuracy:.2%}",
-            f"{rate:.3g} updates/s",
-            format_si(account.power_w(), "W"),
-            format_si(account.energy_j(), "J"),
+            "" if self._accuracy is None else f"{self._accuracy:.1%}",
+            f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s",
+            "" if power_w is None else format_si(power_w, "W"),
+            _energy_so_far(account.energy_j(), account.provenance),
             f"{format_duration_s(left_s)} left",
         ]
         self._bar.update(self._task, completed=update, text="  ".join(p for p in parts if p))
@@ -95,17 +98,25 @@ class ConsoleObserver(SilentObserver):
         if self._bar is not None:
             return
         loss = metrics["train_loss"]
+        energy = _energy_so_far(metrics["energy_j"], metrics["provenance"])
         self.say(
             f"update {metrics['update']:>{len(str(self._total_updates))}}/{self._total_updates}"
             f"  loss {'n/a' if loss is None else format(loss, '.4f')}"
-            f"  validation accuracy {self._accuracy:.2%}"
-            f"  {format_si(metrics['energy_j'], 'J')} so far"
+            f"  validation accuracy {self._accuracy:.2%}" + (f"  {energy}" if energy else "")
         )
 
     def end(self) -> None:
         """Closes the bar, leaving its last state on the screen."""
         if self._bar is not None:
-            self._bar.update(self._task, text="")
+            self._bar.update(self._task, completed=self._update, text="")
             self._bar.refresh()
             self._bar.stop()
             self._bar = None
+
+
+def _energy_so_far(energy_j: float | None, provenance: str) -> str:
+    """Joules that say so where they were not measured; nothing where there are none."""
+    if energy_j is None:
+        return ""
+    joules = format_si(energy_j, "J")
+    return joules if provenance == "measured" else f"{joules} {provenance}"

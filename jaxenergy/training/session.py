@@ -136,10 +136,12 @@ def one_device() -> jax.Device:
 
 def _headline(plan: Plan, device: jax.Device) -> str:
     model, config = plan.program.model, plan.config
+    kind, platform = device.device_kind, device.platform
+    where = kind if kind == platform else f"{kind} ({platform})"
     return (
         f"{model.family} of depth {model.depth} and width {model.width}, {plan.parameters:,} "
         f"parameters, {model.activation}, {config.optimizer}, {plan.total_updates:,} updates of "
-        f"{config.batch_size} on {config.dataset}, {device.device_kind} ({device.platform})"
+        f"{config.batch_size} on {config.dataset}, {where}"
     )
 
 
@@ -238,7 +240,9 @@ class _Session:
                 plan=plan,
                 programs=programs,
                 ledger=ledger,
-                account=Account(ledger, self.meters.counted_domains, self._earlier_j),
+                account=Account(
+                    ledger, self.meters.counted_domains, self.meters.provenance, self._earlier_j
+                ),
                 checkpoints=checkpoints,
                 folder=self.folder,
                 stop_requested=stop_requested,
@@ -247,10 +251,12 @@ class _Session:
             )
             outcome = loop.run(state, progress)
             if outcome.status in ("completed", "target_reached"):
-                accuracy = loop.evaluate(outcome.state, "test")
+                accuracy = loop.evaluate(outcome.state, outcome.update, "test")
                 if accuracy is None:  # stopped at the very end: what is left is done next time
                     return dataclasses.replace(outcome, status="preempted")
                 self._facts["final"] = {"test_accuracy": accuracy}
+                with ledger.phase("checkpoint"):
+                    checkpoints.wait()  # while it is written, nothing is idle
                 self._measure_idle(stop_requested)
             return outcome
         finally:
@@ -310,9 +316,7 @@ class _Session:
     def _disagreements(self, record: Run) -> list[str]:
         """What two sensors of the same domain say differently of this process."""
         own = [line for line in _lines_of(record) if line["attempt"] == self.folder.attempt]
-        joules = {
-            domain.name: add_energy(own, [domain.name])[0] for domain in self.meters.domains
-        }
+        joules = {domain.name: add_energy(own, [domain.name])[0] for domain in self.meters.domains}
         checks = (
             *self.meters.cross_checks(),
             *compare_sources(joules, self.meters.counted_domains),

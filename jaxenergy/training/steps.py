@@ -100,9 +100,34 @@ def make_orders(examples: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda key, epoch: pipeline.epoch_orders(key, epoch, 2, examples)
 
 
+class CallMetrics(NamedTuple):
+    """What a compiled call tells of its updates.
+
+    Attributes:
+        loss: the mean of their losses, float32 scalar.
+        iterations: forward and backward passes over a micro-batch in all, int32 scalar; None where
+            each update makes the same number (`fixed_iterations`).
+    """
+
+    loss: jax.Array
+    iterations: jax.Array | None
+
+
+def fixed_iterations(program: Program) -> int | None:
+    """Iterations of each update; None where the optimizer decides anew each time."""
+    found: list[int | None] = []
+
+    def look(key: jax.Array) -> None:
+        passes = program.optimizer.iterations(make_init(program)(key).opt_state)
+        found.append(passes * program.accumulate if isinstance(passes, int) else None)
+
+    jax.eval_shape(look, jax.random.key(0))
+    return found[0]
+
+
 def make_updates(
     program: Program, updates: int
-) -> Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, jax.Array]]:
+) -> Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, CallMetrics]]:
     """Makes the function that does a fixed number of updates in one compiled call.
 
     Args:
@@ -111,24 +136,25 @@ def make_updates(
 
     Returns:
         A function of the state, the training split and the orders of this epoch and the next
-        (from `make_orders`) that gives the new state and the mean loss of its updates (float32
-        scalar). A batch may begin in one epoch and end in the next.
+        (from `make_orders`) that gives the new state and what is told of its updates. A batch may
+        begin in one epoch and end in the next.
     """
     update = _make_update(program)
 
     def call(
         state: TrainState, split: DeviceSplit, orders: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
+    ) -> tuple[TrainState, CallMetrics]:
         examples = split.labels.shape[0]
         if updates == 1:
-            state, loss = update(state, split, orders)
+            state, metrics = update(state, split, orders)
         else:
-            state, losses = jax.lax.scan(
+            state, each = jax.lax.scan(
                 lambda state, _: update(state, split, orders), state, length=updates
             )
-            loss = jnp.mean(losses)
+            iterations = None if each.iterations is None else jnp.sum(each.iterations)
+            metrics = CallMetrics(jnp.mean(each.loss), iterations)
         # The caller chooses the orders of the next call by the same rule: see `epoch_of`.
-        return state._replace(position=state.position % examples), loss
+        return state._replace(position=state.position % examples), metrics
 
     return call
 
@@ -150,7 +176,7 @@ def _make_update(program: Program) -> Callable:
     def update(state, split, orders):
         batch = take_batch(state, split, orders)
         (loss, batch_stats), grads = gradients(state.params, state.batch_stats, batch)
-        params, opt_state = optimize(grads, state.opt_state, state.params)
+        params, opt_state = optimize(state, batch, loss, grads)
         new_state = TrainState(
             params=params,
             batch_stats=batch_stats,
@@ -159,7 +185,9 @@ def _make_update(program: Program) -> Callable:
             update=state.update + 1,
             position=state.position + program.batch_size,
         )
-        return new_state, loss
+        passes = program.optimizer.iterations(opt_state)
+        iterations = None if isinstance(passes, int) else passes * program.accumulate
+        return new_state, CallMetrics(loss, iterations)
 
     return update
 
@@ -231,18 +259,35 @@ def make_gradients(
     """Makes the function from params, batch statistics and a batch to its loss and gradients.
 
     They come as `jax.value_and_grad(..., has_aux=True)` gives them: the mean loss and the
-    statistics as they are after the batch, and the mean gradients.
+    statistics as they are after the batch, and the mean gradients; or each example's gradients,
+    with a leading axis [batch], for an optimizer that takes those.
     """
     differentiated = jax.value_and_grad(_make_prepared_loss(program), has_aux=True)
+    if program.optimizer.per_example_gradients:
+        return _make_over_examples(differentiated)
     return _make_over_micro_batches(program, differentiated)
 
 
-def make_optimize(program: Program) -> Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]:
-    """Makes the function from gradients, optimizer state and params to new params and state."""
+def make_optimize(
+    program: Program,
+) -> Callable[[TrainState, Batch, jax.Array, PyTree], tuple[PyTree, PyTree]]:
+    """Makes the function from a state, its batch, loss and gradients to new params and opt_state.
 
-    def optimize(grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        updates, opt_state = program.optimizer.tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+    The batch is looked at by optimizers that evaluate its loss again (line searches, SAM) alone;
+    batch statistics stay as they were then.
+    """
+    forward = make_forward(program)
+
+    def optimize(
+        state: TrainState, batch: Batch, loss: jax.Array, grads: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        return program.optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=loss,
+            value_fn=lambda params: forward(params, state.batch_stats, batch)[0],
+        )
 
     return optimize
 
@@ -306,6 +351,20 @@ def _make_over_micro_batches(program: Program, iteration: Callable) -> Callable:
     return over_batch
 
 
+def _make_over_examples(iteration: Callable) -> Callable:
+    """Makes of an iteration on a batch one that keeps the gradients of the examples apart."""
+
+    def over_examples(params, batch_stats, batch):
+        def one(inputs, label, key):
+            return iteration(params, batch_stats, inputs[None], label[None], key)
+
+        keys = jax.random.split(batch.key, batch.labels.shape[0])
+        (losses, _), grads = jax.vmap(one)(batch.inputs, batch.labels, keys)
+        return (jnp.mean(losses), batch_stats), grads
+
+    return over_examples
+
+
 def make_evaluate(
     program: Program, batch_size: int
 ) -> Callable[[TrainState, DeviceSplit, jax.Array], jax.Array]:
@@ -328,7 +387,10 @@ def make_evaluate(
         inputs = jax.lax.dynamic_slice_in_dim(split.inputs, first, batch_size)
         labels = jax.lax.dynamic_slice_in_dim(split.labels, first, batch_size)
         logits, _ = program.model.apply(
-            _variables(state.params, state.batch_stats),
+            _variables(
+                program.optimizer.evaluation_params(state.params, state.opt_state),
+                state.batch_stats,
+            ),
             pipeline.normalise(inputs, dataset.mean, dataset.std),
             train=False,
         )

@@ -1,0 +1,393 @@
+"""`benchmarks/gpu.sh` without a GPU: its command line, its results file, its checks' arithmetic.
+
+The instrument stage runs once, in a process over a simulated `libnvidia-ml.so.1` of known truth.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulated_nvml
+from simulated_nvml import Card, Cards
+
+from jaxenergy.errors import UsageError
+from jaxenergy.stats import Estimate
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+if not BENCHMARKS.exists():
+    pytest.skip("benchmarks are not part of an installed package", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+import gpu_instrument  # noqa: E402
+import gpu_stage  # noqa: E402
+import gpu_tests  # noqa: E402
+
+POWER_W = 300.0
+
+
+def gpu_sh(*arguments, env=None, **variables):
+    return subprocess.run(
+        [BENCHMARKS / "gpu.sh", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**(env or os.environ), "PYTHON": sys.executable, **variables},
+    )
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_the_script_is_sound():
+    subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"], check=True)
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest():
+    refused = gpu_sh("instrumnet")
+    assert refused.returncode == 2
+    assert "STAGE=instrumnet is unknown. Did you mean instrument?" in refused.stderr
+    assert "instrument run tests measure all" in refused.stderr
+
+
+def test_without_a_stage_it_says_how_it_is_used():
+    refused = gpu_sh()
+    assert refused.returncode == 2
+    for stage in ("instrument", "run", "tests", "measure", "all"):
+        assert f" {stage} " in refused.stderr
+
+
+def test_every_package_that_is_missing_is_named_at_once(tmp_path):
+    bare = tmp_path / "python"  # without site-packages
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    refused = gpu_sh("instrument", f"--results={tmp_path / 'results'}", PYTHON=str(bare))
+    assert refused.returncode == 2
+    assert "lacks: jax, numpy, scipy, nvidia-ml-py.\n" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 2
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_machine_without_a_gpu_is_refused_in_words(tmp_path):
+    refused = gpu_sh("instrument", f"--results={tmp_path}")
+    assert refused.returncode == 2
+    assert "not on a GPU" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the instrument stage over a simulated card ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def instrument(tmp_path_factory):
+    """The stage's results on a card of constant power, and what it printed."""
+    folder = tmp_path_factory.mktemp("instrument")
+    library = simulated_nvml.build(folder)
+    Cards(folder / "state", [Card(name="NVIDIA H100 80GB HBM3", power_w=POWER_W)]).write()
+    done = gpu_sh(
+        "instrument",
+        "--budget=smoke",
+        "--only=ticks,counter_against_power,edges,coverage_1ms",
+        f"--results={folder / 'results'}",
+        env=simulated_nvml.environment(library, folder / "state"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = folder / "results" / "nvidia-h100-80gb-hbm3" / "instrument.json"
+    return json.loads(path.read_text()), path
+
+
+def test_the_results_say_what_they_were_made_with(instrument):
+    record, path = instrument
+    assert record["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert record["driver"] == "550.54.15"
+    assert record["command"] == "benchmarks/gpu.sh instrument --budget=smoke"
+    assert record["environment"]["versions"]["jax"]
+    assert record["failed"] == {}
+    assert not record["complete"]  # not all checks were asked for
+    assert 0 < record["duration_s"] < 300
+    assert record["begun_at"]
+    text = path.read_text()
+    for private in (os.uname().nodename, str(Path.home()), str(BENCHMARKS.parent)):
+        assert f'"{private}' not in text
+    assert not [file for file in path.parent.iterdir() if file.suffix not in (".json", ".csv")]
+
+
+def test_ticks_are_those_of_the_card(instrument):
+    ticks = instrument[0]["checks"]["ticks"]
+    for state in ("busy", "idle"):
+        counter = ticks[f"counter_{state}"]
+        assert counter["interval_ms"]["median"] == pytest.approx(100, rel=0.1)
+        assert counter["interval_ms"]["mean"] == pytest.approx(100, rel=0.1)
+        assert counter["resolution_mj"] % 30_000 == 0  # 300 W for whole ticks
+        assert counter["power_w"] == pytest.approx(POWER_W, rel=0.1)
+        rows = (instrument[1].parent / counter["raw"]).read_text().splitlines()
+        assert rows[0] == "time_ms,bracket_ms,counter_j"
+        assert len(rows) == 1 + counter["changes"]
+    field = ticks["power_sensors_busy"]["instant power (field 186)"]
+    assert field["changes"] == 0  # constant power: nothing tells when the sensor looks
+    assert field["interval_ms"] is None
+    assert field["why"]
+
+
+def test_counter_and_power_agree_and_a_short_stretch_says_why_not_checked(instrument):
+    busy, idle = instrument[0]["checks"]["counter_against_power"]["stretches"]
+    assert busy["state"] == "busy"
+    assert busy["ratio"] == pytest.approx(1, abs=0.02)
+    assert busy["ci95"][0] <= busy["ratio"] <= busy["ci95"][1]
+    assert busy["library_check"]["agrees"]
+    assert busy["library_check"]["bound_j"] > 0
+    assert idle["ratio"] == pytest.approx(1, abs=0.05)
+    assert idle["library_check"] is None
+    assert idle["why"]
+
+
+def test_phases_conserve_joules_and_short_ones_are_known(instrument):
+    edges = instrument[0]["checks"]["edges"]
+    assert edges["conservation"]["counter_j"] > 100
+    assert abs(edges["conservation"]["relative"]) < 0.01
+    assert edges["lag"]["rising"] is None
+    assert edges["lag"]["why"] == "busy and idle draw the same power"
+    for state in ("busy", "idle"):
+        assert edges["long_run_power_w"][state]["mean"] == pytest.approx(POWER_W, rel=0.05)
+    for phases in edges["short_phases"]:
+        assert phases["mean_j"] == pytest.approx(POWER_W * phases["length_s"], rel=0.7)
+        assert phases["rms_percent"] < 3 * phases["stated_percent"] + 1
+
+
+def test_updates_cost_their_duration_times_the_power(instrument):
+    coverage = instrument[0]["checks"]["coverage_1ms"]
+    assert coverage["power_w"] == pytest.approx(POWER_W, rel=0.05)
+    assert coverage["per_update_j"]["mean"] == pytest.approx(
+        POWER_W * coverage["seconds_per_update"], rel=0.5
+    )
+    for blocks in filter(None, coverage["blocks"]):
+        assert 0 <= blocks["holds_next_mean"]["share"] <= 1
+        assert 0.5 < blocks["holds_next_mean"]["expected"] < 0.95
+
+
+# --- the results file -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_stage(tmp_path):
+    """Opens a stage over a results folder, as a call of the script does."""
+    opened = []
+
+    def open_it(versions=None, **options):
+        environment = {
+            "versions": versions or {"jax": "1"},
+            "meter_facts": {"nvml": {"driver": "550"}},
+            "git": {"commit": "abc", "modified": False},
+        }
+        rig = gpu_stage.Rig(None, "gpu:0", "NVIDIA H200", "GPU-1", environment)
+        given = {"budget": "full", "data_dir": None, "commit": None, "fresh": False, "only": ()}
+        chosen = gpu_stage.Options(results=tmp_path, **{**given, **options})
+        opened.append(gpu_stage.Stage("stage", rig, chosen))
+        return opened[-1]
+
+    yield open_it
+    for stage in opened:
+        stage.close()
+
+
+def counting(name, log, error=None, seconds=1.0):
+    def run():
+        log.append(name)
+        if error:
+            raise error
+        return {"value_j": len(log) / 3, "says": [name]}
+
+    return gpu_stage.Check(name, seconds, run)
+
+
+def read(stage):
+    return json.loads((stage.folder / "stage.json").read_text())
+
+
+def test_a_stage_goes_on_where_it_was(open_stage):
+    log = []
+    stage = open_stage()
+    assert stage.folder.name == "nvidia-h200"
+    assert stage.run([counting("a", log), counting("b", log, ValueError("no"))]) == 1
+    assert read(stage)["failed"] == {"b": "ValueError: no"}
+    assert not read(stage)["complete"]
+    stage.close()
+    stage = open_stage()
+    assert stage.run([counting("a", log), counting("b", log)]) == 0
+    assert log == ["a", "b", "b"]
+    record = read(stage)
+    assert record["complete"]
+    assert record["failed"] == {}
+    assert record["checks"]["a"]["value_j"] == 0.333333
+    assert record["commit"] == "abc"
+
+
+def test_what_may_not_finish_in_time_is_left_for_the_next_call(open_stage):
+    log = []
+    long = gpu_stage.STAGE_S
+    stage = open_stage()
+    stage._begun_s -= 0.9 * long
+    assert stage.run([counting("a", log, seconds=0.2 * long)]) == gpu_stage.CALL_AGAIN
+    assert log == []
+
+
+def test_a_check_too_long_for_any_call_is_begun_at_once(open_stage):
+    log = []
+    assert open_stage().run([counting("a", log, seconds=2 * gpu_stage.STAGE_S)]) == 0
+
+
+def test_results_of_other_versions_are_not_mixed(open_stage):
+    log = []
+    stage = open_stage()
+    stage.run([counting("a", log)])
+    stage.close()
+    with pytest.raises(UsageError, match=r"(?s)another versions.*--fresh"):
+        open_stage(versions={"jax": "2"})
+    stage = open_stage(versions={"jax": "2"}, fresh=True)
+    assert stage.run([counting("a", log)]) == 0
+    assert log == ["a", "a"]
+    assert read(stage)["environment"]["versions"] == {"jax": "2"}
+
+
+def test_a_file_without_a_finished_check_is_begun_anew(open_stage):
+    log = []
+    stage = open_stage()
+    assert stage.run([counting("a", log, ValueError("no"))]) == 1
+    stage.close()
+    stage = open_stage(versions={"jax": "2"})
+    assert stage.run([counting("a", log)]) == 0
+    assert read(stage)["environment"]["versions"] == {"jax": "2"}
+
+
+def test_a_number_that_is_none_fails_its_check_alone(open_stage):
+    log = []
+    stage = open_stage()
+    nan = gpu_stage.Check("nan", 1.0, lambda: {"ratio": float("nan")})
+    assert stage.run([nan, counting("a", log)]) == 1
+    assert "ratio is nan" in read(stage)["failed"]["nan"]
+    assert list(read(stage)["checks"]) == ["a"]
+
+
+def test_two_stages_do_not_measure_on_one_gpu_at_a_time(open_stage):
+    first = open_stage()
+    with pytest.raises(UsageError, match="in use by process"):
+        open_stage()
+    first.close()
+    open_stage()
+
+
+def test_an_unknown_check_is_refused_with_the_nearest(open_stage):
+    with pytest.raises(UsageError, match=r"--only=tiks is unknown. Did you mean 'ticks'\?"):
+        open_stage(only=("tiks",)).run([counting("ticks", [])])
+
+
+# --- arithmetic -----------------------------------------------------------------------------------
+
+
+def staircase(tick_s, power_w, duration_s, poll_s=0.001):
+    """Readings of a counter that ticks, from 0 on."""
+    begin_ns = np.arange(0, duration_s, poll_s) * 1e9
+    values = np.floor(begin_ns / 1e9 / tick_s + 1e-6) * tick_s * power_w
+    return gpu_instrument.Readings(begin_ns, begin_ns + 1e4, values)
+
+
+def test_ticks_of_a_staircase():
+    facts = gpu_instrument.counter_facts(staircase(0.02, 250.0, 1.0))
+    assert facts["changes"] == 49
+    assert facts["interval_ms"]["median"] == pytest.approx(20)
+    assert facts["resolution_mj"] == 5000
+    assert facts["power_w"] == pytest.approx(250)
+    # A change lies between the reading before it, at 19 ms, and the end of the one after, at 20.01.
+    assert facts["bracket_ms"]["max"] == pytest.approx(1.01)
+
+
+def test_counter_and_power_of_known_ratio():
+    counter = staircase(0.1, 202.0, 3.0)
+    power = gpu_instrument.Readings(
+        counter.begin_ns, counter.end_ns, np.full(len(counter.values), 200.0)
+    )
+    blocks = gpu_instrument.energy_by_both(counter, power, 7)
+    assert blocks.shape == (7, 2)
+    assert blocks[:, 0] / blocks[:, 1] == pytest.approx(np.full(7, 1.01))
+
+
+def test_lag_of_a_counter_that_is_late():
+    late_s, idle_w, busy_w = 0.07, 100.0, 400.0
+    time_s = np.arange(0, 20, 0.01)
+    edges = [(5.0, busy_w - idle_w), (10.0, idle_w - busy_w), (15.0, busy_w - idle_w)]
+    energy_j = idle_w * time_s + sum(
+        step_w * np.maximum(0, time_s - at_s - late_s) for at_s, step_w in edges
+    )
+    ticks = gpu_instrument.Changes(1e9 * time_s, np.zeros_like(time_s), energy_j)
+    settle_s = 1.0
+    lines, kinds = [], []
+    for begin_s, state in ((0.0, "idle"), (5.0, "busy"), (10.0, "idle"), (15.0, "busy")):
+        for start_s, end_s, kind in (
+            (begin_s, begin_s + settle_s, "settling"),
+            (begin_s + settle_s, min(begin_s + 5, 19.9), state),
+        ):
+            lines.append({"start_ns": 1e9 * start_s, "end_ns": 1e9 * end_s})
+            kinds.append((kind, None))
+    states = {"idle": Estimate(idle_w, 0.0), "busy": Estimate(busy_w, 0.0)}
+    found = gpu_instrument.lags(lines, kinds, states, ticks)
+    assert found["rising"]["mean"] == pytest.approx(late_s)
+    assert len(found["rising"]["values"]) == 2
+    assert found["falling"] is None  # one edge gives no interval
+
+
+def test_the_expected_share_is_what_right_intervals_do():
+    rng = np.random.default_rng(0)
+    size, pairs = 20, 1500
+    lines = [
+        {
+            "start_ns": 10**9 * at,
+            "end_ns": 10**9 * (at + 1),
+            "updates": 10,
+            "steady": True,
+            "fenced": True,
+            "energy_j": {"gpu:0": energy_j},
+            "uncertainty_j": {"gpu:0": 0.0},
+            "why": {},
+        }
+        for at, energy_j in enumerate(rng.normal(100, 3, 2 * size * pairs))
+    ]
+    found = gpu_instrument.cover_of_blocks(lines, "gpu:0", size)
+    assert found["pairs"] + found["pairs_without_interval"] == pairs
+    held, zero = found["holds_next_mean"], found["difference_holds_zero"]
+    assert 0.83 < held["expected"] < 0.90
+    assert held["share"] == pytest.approx(held["expected"], abs=0.03)
+    assert zero["share"] == pytest.approx(0.95, abs=0.03)
+    assert held["ci95"][0] < held["share"] < held["ci95"][1]
+
+
+def test_the_expected_share_of_equal_blocks_with_many_degrees_of_freedom():
+    # 1.96 / sqrt(2) standard deviations of a normal distribution.
+    assert gpu_instrument.expected_share(Estimate(1.0, 1.0), 1.0) == pytest.approx(0.8342, abs=1e-4)
+    assert gpu_instrument.expected_share(Estimate(1.0, 1.0), 0.0) == pytest.approx(0.95)
+
+
+def test_blocks_without_a_pair_say_nothing():
+    assert gpu_instrument.cover_of_blocks([], "gpu:0", 5) is None
+
+
+@pytest.mark.parametrize(("held", "ends"), [([True] * 4, (0.398, 1)), ([False] * 4, (0, 0.602))])
+def test_the_interval_of_a_share(held, ends):
+    assert gpu_instrument.share_of(held)["ci95"] == pytest.approx(ends, abs=1e-3)
+
+
+def test_outcomes_of_a_report(tmp_path):
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.test_gpu" name="test_a" time="1.5"/>'
+        '<testcase classname="tests.test_gpu" name="test_b" time="0"><skipped/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    assert gpu_tests.read_outcomes(report) == {
+        "tests.test_gpu::test_a": {"outcome": "passed", "duration_s": 1.5},
+        "tests.test_gpu::test_b": {"outcome": "skipped", "duration_s": 0.0},
+    }
