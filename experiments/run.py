@@ -48,9 +48,9 @@ def run() -> int:
         for name, value in runtime_facts.items():
             observer.say(f"{name}: {value}")
     result = session.run(config, observer, runtime_facts)
-    if result.summary is None:
+    if result.message:
         observer.say(result.message)
-    elif not config.quiet:
+    if not config.quiet:
         print_summary(result.summary, str(result.path), console)
     elif result.summary["status"] == "failed":
         raise RunError(f"{result.path} failed: {result.summary['why']['status']}.")

@@ -246,7 +246,7 @@ _RANGES = {
     "batch_size": (lambda v: v >= 1, "1 or more"),
     "accumulate": (lambda v: v >= 1, "1 or more"),
     "epochs": (lambda v: v > 0, "more than 0"),
-    "updates": (lambda v: v >= 1, "1 or more"),
+    "updates": (lambda v: 1 <= v < 2**31, "1 to 2147483647"),
     "eval_every": (lambda v: v >= 1, "1 or more"),
     "target_accuracy": (lambda v: 0 < v <= 1, "more than 0, at most 1"),
     "seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),

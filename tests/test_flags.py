@@ -27,7 +27,7 @@ WRONG = {
     "accumulate": [("0", "1 or more"), ("3", "divisor")],
     "augment": [("maybe", "true or false")],
     "epochs": [("0", "more than 0"), ("ten", "number")],
-    "updates": [("0", "1 or more"), ("1.5", "whole number")],
+    "updates": [("0", "1 to"), ("1.5", "whole number")],
     "eval_every": [("0", "1 or more"), ("often", "whole number")],
     "target_accuracy": [("0", "more than 0"), ("97", "at most 1")],
     "precision": [("float23", "float32")],

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -64,10 +65,20 @@ def test_the_watcher_records_and_ends_a_process_whose_main_thread_is_stuck(signu
     assert (output, process.returncode) == (b"recorded %d;" % signum, status)
 
 
-def test_a_second_signal_ends_the_process_at_once():
+def test_a_second_signal_records_and_ends_the_process_without_waiting():
     process = start(STUCK, "3600")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert output == b""
-    assert process.returncode in (130, 143)  # two signals that are both pending come in any order
+    # Two signals that are both pending come in any order.
+    assert (output, process.returncode) in ((b"recorded 2;", 143), (b"recorded 15;", 130))
+
+
+def test_a_third_signal_does_not_wait_for_the_record():
+    never = STUCK.replace('os.write(1, b"recorded %d;" % signum)', "threading.Event().wait()")
+    process = start(never.replace("import ctypes", "import threading, ctypes"), "0.05")
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    process.communicate()
+    assert process.returncode == 143

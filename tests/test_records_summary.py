@@ -117,6 +117,13 @@ def test_a_whole_run_has_every_key_of_the_contract_and_the_sums_of_its_lines():
             "input": 2.0,
             "idle": 5.0,
         },
+        "by_phase_and_domain": {
+            "compile": {"gpu:0": 4.0, "cpu:package-0": 6.0},
+            "train": {"gpu:0": 210.0, "cpu:package-0": 30.0},
+            "eval": {"gpu:0": 3.0, "cpu:package-0": 2.0},
+            "input": {"gpu:0": 1.0, "cpu:package-0": 1.0},
+            "idle": {"gpu:0": 4.0, "cpu:package-0": 1.0},
+        },
         "by_domain": {"gpu:0": 222.0, "cpu:package-0": 40.0},
         "idle_w": {"gpu:0": 2.0, "cpu:package-0": 0.5},
         "unaccounted_j": None,
@@ -132,6 +139,13 @@ def test_a_whole_run_has_every_key_of_the_contract_and_the_sums_of_its_lines():
         "examples": 10240,
         "attempts": 1,
         "duration_s": 13.5,
+        "duration_by_phase_s": {
+            "compile": 2.0,
+            "train": 8.0,
+            "eval": 0.5,
+            "input": 1.0,
+            "idle": 2.0,
+        },
         "final": {"train_loss": 0.5, "validation_accuracy": 0.9, "test_accuracy": 0.8},
         "target": None,
         "per_iteration_j": {"mean": 1.5, "ci95": [1.5, 1.5], "windows": 2},
@@ -353,3 +367,19 @@ def test_a_failed_run_keeps_its_windows_and_says_why():
 def test_unknown_words_are_refused(wrong):
     with pytest.raises(UsageError, match="Allowed"):
         summary_of([], **wrong)
+
+
+def test_training_that_was_broken_off_is_lost_once_it_is_redone():
+    broken_off = line("train", 7.0, 0.0)
+    lines = [window(0, 10), window(10, 10), broken_off, rollback(20, 1), window(20, 10, attempt=1)]
+    assert [label for label, _ in label_lines(lines)] == ["train", "train", LOST, "train"]
+    part = line("train", 1.0, 0.0)  # of a window that a nested phase interrupted: not broken off
+    lines = [window(0, 10), part, window(10, 10), rollback(20, 1)]
+    assert [label for label, _ in label_lines(lines)] == ["train"] * 3
+
+
+def test_updates_count_what_a_checkpoint_held_though_a_kill_took_the_window_s_line():
+    lines = [window(0, 10), rollback(30, 1), window(30, 10, attempt=1)]
+    summary = summary_of(lines, [{"update": 40, "train_loss": 1.0, "validation_accuracy": 0.5}])
+    assert (summary["updates"], summary["iterations"], summary["examples"]) == (40, 80, 5120)
+    assert summary["final"]["validation_accuracy"] == 0.5

@@ -311,3 +311,30 @@ def test_config_json_is_the_config(finished):
     config = json.loads((finished[1].path / "config.json").read_text())
     assert config["optimizer"] == "sgd"
     assert config["resolved"]["updates"] == 40
+
+
+def test_a_run_is_not_continued_with_other_data_or_other_meters(tmp_path):
+    process = start(tmp_path)
+    wait_for(lambda: lines_in(tmp_path / "x" / "metrics.jsonl") >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    config_file = tmp_path / "x" / "config.json"
+    config = json.loads(config_file.read_text())
+    config["resolved"]["dataset"]["digest"] = "sha256:other"
+    config["resolved"]["counted_domains"] = ["cpu:package-0"]
+    config_file.write_text(json.dumps(config))
+    before = (tmp_path / "x" / "windows.jsonl").read_bytes()
+    ended = subprocess.run(command(tmp_path, *ENDLESS), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "sha256:other" in ended.stderr
+    assert "counted_domains" in ended.stderr
+    assert (tmp_path / "x" / "windows.jsonl").read_bytes() == before
+
+
+def test_flops_of_micro_batches_are_counted_though_the_program_loops_over_them(finished, tmp_path):
+    record, _ = run(tmp_path, "--accumulate=4", "--updates=2", "--meters=none")
+    whole = finished[1].summary["compiled"]["flops_per_update"]
+    assert record.summary["compiled"]["flops_per_update"] == pytest.approx(whole, rel=0.1)
+    assert record.summary["compiled"]["bytes_per_update"] is None
+    assert "loops" in record.summary["compiled"]["why"]["bytes_per_update"]
+    assert record.summary["iterations"] == 8

@@ -11,9 +11,11 @@ found as files.
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -132,19 +134,33 @@ def _find_prepared(name: str, root: Path) -> Path | None:
     usable = []
     for pattern in ("", "*/", f"{name}/*/", f"{JaxenergyImages.name}/{name}/*/"):
         for file in root.glob(f"{pattern}dataset_info.json"):
-            folder, info = file.parent, json.loads(file.read_text())
+            folder, info = file.parent, _read_info(file)
             ours = (info.get("name"), info.get("configName")) == (JaxenergyImages.name, name)
             if not (ours or info.get("name") == name) or folder.name.startswith("incomplete"):
                 continue
             if info.get("fileFormat") == _FORMAT:
-                version = tuple(int(part) for part in info["version"].split("."))
-                usable.append((ours, version, folder))
+                usable.append((ours, _version_of(info), folder))
             elif folder == root:
                 raise NotAvailable(
                     f"it is prepared as {info.get('fileFormat', 'tfrecord')}, which TensorFlow "
                     f"alone reads; expected {_FORMAT}"
                 )
     return max(usable)[-1] if usable else None
+
+
+def _read_info(file: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(
+            f"{file} is no JSON: {error}.\nPrepare the data set again, or remove the folder."
+        ) from error
+    return info if isinstance(info, dict) else {}
+
+
+def _version_of(info: dict[str, Any]) -> tuple[int, ...]:
+    """`3.0.2` or `3.0.2-rc1` as numbers, to compare by."""
+    return tuple(int(number) for number in re.findall(r"\d+", str(info.get("version", ""))))
 
 
 def _read_prepared(folder: Path) -> tuple[Split, Split, str]:

@@ -66,6 +66,7 @@ class Model:
         classes: number of classes, or of tokens.
         precision: dtype of the computation; parameters and logits are float32.
         dot_only: whether there is no convolution inside.
+        recurrent: whether it loops over time inside.
         module: the Flax module.
     """
 
@@ -78,6 +79,7 @@ class Model:
     classes: int
     precision: str
     dot_only: bool
+    recurrent: bool
     module: nn.Module
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -192,5 +194,6 @@ def build(
         classes=classes,
         precision=precision,
         dot_only=entry.dot_only,
+        recurrent=entry.recurrent,
         module=module,
     )

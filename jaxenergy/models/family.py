@@ -130,6 +130,7 @@ class Family:
             says what it is, its parameters and its FLOPs.
         dot_only: whether there is no convolution inside, so that many updates may be rolled into
             one loop on the CPU.
+        recurrent: whether it loops over time inside, which XLA counts once.
     """
 
     module: type[nn.Module]
@@ -143,3 +144,4 @@ class Family:
     check: Callable[[int, Mapping[str, Any], tuple[int, ...]], object] = _accept
     presets: tuple[Callable[[], Preset], ...] = ()
     dot_only: bool = False
+    recurrent: bool = False

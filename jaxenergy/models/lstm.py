@@ -95,5 +95,6 @@ FAMILY = Family(
     options={"dropout": DROPOUT},
     inputs="tokens",
     dot_only=True,
+    recurrent=True,
     presets=(lstm_1x256, lstm_2x512),
 )

@@ -107,7 +107,10 @@ def summarise(
         phase: [line for label, line in labelled if label == phase] for phase in _order(labelled)
     }
     train = by_phase.get("train", [])
-    updates = _count(train, "updates")
+    # A kill can take the line of a window that a checkpoint already held, which leaves a gap.
+    updates = max((_reaches(line) for line in train if line.get("updates")), default=0)
+    recorded = _count(train, "updates")
+    scale = updates / recorded if recorded else 0.0
     metrics = _standing_metrics(metrics_lines, updates)
     parameters = facts["parameters"]
     per_update = _mean_per(estimators, train, "updates", domains)
@@ -117,10 +120,11 @@ def summarise(
         "provenance": facts["provenance"],
         "parameters": parameters,
         "updates": updates,
-        "iterations": _count(train, "iterations"),
-        "examples": _count(train, "examples"),
+        "iterations": round(scale * _count(train, "iterations")),
+        "examples": round(scale * _count(train, "examples")),
         "attempts": max((line.get("attempt") or 0 for line in windows_lines), default=0) + 1,
         "duration_s": _duration_s(line for _, line in labelled),
+        "duration_by_phase_s": {phase: _duration_s(lines) for phase, lines in by_phase.items()},
         "final": _final(metrics, facts.get("final", {})),
         "target": _target(config.get("target_accuracy"), metrics, labelled, domains),
         "energy_j": _energy(by_phase, domains, facts, estimators),
@@ -154,16 +158,23 @@ def label_lines(windows_lines: Iterable[Line]) -> list[tuple[str, Line]]:
     labels: list[str] = []
     lines: list[Line] = []
     standing: list[int] = []  # positions in `lines` that a rollback could still undo
+    broken_off: list[int] = []  # positions of training after its attempt's last whole window
     for line in windows_lines:
         if line.get("event") == ROLLBACK:
             to_update = line["to_update"]
             for position in standing:
                 if _reaches(lines[position]) > to_update:
                     labels[position] = LOST
+            for position in broken_off:
+                labels[position] = LOST
+            broken_off.clear()
             standing = [position for position in standing if labels[position] != LOST]
         elif "phase" in line:
             if line.get("first_update") is not None:
                 standing.append(len(lines))
+                broken_off.clear()
+            elif line["phase"] == "train":
+                broken_off.append(len(lines))
             labels.append(line["phase"])
             lines.append(line)
     return list(zip(labels, lines, strict=True))
@@ -241,6 +252,10 @@ def _energy(
         "total": total,
         "by_phase": {
             phase: told(f"by_phase.{phase}", add_energy(lines, domains))
+            for phase, lines in by_phase.items()
+        },
+        "by_phase_and_domain": {
+            phase: {domain: add_energy(lines, (domain,))[0] for domain in domains}
             for phase, lines in by_phase.items()
         },
         "by_domain": {
@@ -362,9 +377,10 @@ def _compiled(
         "compile_j": compile_j,
         "amortised_after_updates": amortised,
         "cache_hit": given.get("cache_hit"),
-        **{key: value for key, value in given.items() if key not in ("compile_s", "compile_j")},
+        **{k: v for k, v in given.items() if k not in ("compile_s", "compile_j", "why")},
     }
-    return {**compiled, "why": {"compile_j": reason}} if reason else compiled
+    why = {**given.get("why", {}), **({"compile_j": reason} if reason else {})}
+    return {**compiled, "why": why} if why else compiled
 
 
 def _warnings(labelled: Sequence[tuple[str, Line]], given: Sequence[str]) -> list[str]:

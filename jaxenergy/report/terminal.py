@@ -21,6 +21,7 @@ _STATUS_WORDS = {
     "preempted": "stopped early; the same command goes on from here",
     "failed": "FAILED",
 }
+_WARNINGS_SHOWN = 2
 _RATES = (
     ("per iteration", "per_iteration_j"),
     ("per update", "per_update_j"),
@@ -41,12 +42,15 @@ def print_summary(summary: Mapping[str, Any], folder: str, console: Console) -> 
     if summary["provenance"] != "none":
         words, style = PROVENANCE_WORDS[summary["provenance"]]
         console.print(Text(f"Energy: {words}.", style=style))
-        console.print(_energy_table(summary))
+        console.print(_phase_table(summary))
+        console.print(_domain_table(summary["energy_j"]))
         for reason, key in _reasons(summary["energy_j"]).items():
             console.print(Text(f"{key} is not known: {reason}", style="yellow"))
         console.print(_rates_table(summary))
-    for warning in summary["warnings"]:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+    for warning in summary["warnings"][:_WARNINGS_SHOWN]:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    if len(summary["warnings"]) > _WARNINGS_SHOWN:
+        console.print(Text("Further warnings are in summary.json.", style="yellow"))
     console.print(Text("Folder: ").append(folder), soft_wrap=True)
 
 
@@ -86,41 +90,59 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
         cached = " (from the cache)" if compiled["cache_hit"] else ""
         text = format_duration_s(compiled["compile_s"]) + cached
         if compiled["amortised_after_updates"] is not None:
-            text += f"; 1 % of the whole after {compiled['amortised_after_updates']:,} updates"
+            text += (
+                f"; under 1 % of the energy after {compiled['amortised_after_updates']:,} updates"
+            )
         row("compilation", text)
     return table
 
 
-def _energy_table(summary: Mapping[str, Any]) -> Table:
-    """Joules by phase and by domain, and above idle power."""
+def _phase_table(summary: Mapping[str, Any]) -> Table:
+    """Joules by phase: gross, and above idle power where that is known."""
     energy = summary["energy_j"]
-    total = energy["total"]
-    table = Table(title="Joules", title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("phase / domain")
-    table.add_column("energy", justify="right")
-    table.add_column("of total", justify="right")
+    table = _table("Joules by phase", "", "gross", "of total", "above idle")
+    idle_w = list(energy["idle_w"].values())
     for phase, joules in energy["by_phase"].items():
-        if joules != 0:
-            of_total = "" if phase == "idle" else _share(joules, total)
-            table.add_row(Text(phase), format_si(joules, "J"), of_total)
+        net = ""
+        if phase != "idle" and joules is not None and idle_w and None not in idle_w:
+            net = format_si(joules - sum(idle_w) * summary["duration_by_phase_s"][phase], "J")
+        share = "" if phase == "idle" else _share(joules, energy["total"])
+        table.add_row(Text(phase), format_si(joules, "J"), share, net)
     table.add_section()
-    for domain, joules in energy["by_domain"].items():
-        table.add_row(Text(domain), format_si(joules, "J"), "")
-    table.add_section()
-    table.add_row("total (without idle)", format_si(total, "J"), _share(total, total))
-    table.add_row(
-        "total above idle power", format_si(energy["net_total"], "J"), _half_width(energy)
-    )
-    for domain, power_w in energy["idle_w"].items():
-        table.add_row(Text(f"idle power, {domain}"), format_si(power_w, "W"), "")
+    net = format_si(energy["net_total"], "J")
+    if energy["net_total_ci95"] is not None:
+        low, high = energy["net_total_ci95"]
+        net += f" ± {format_si((high - low) / 2, 'J', digits=2)}"
+    table.add_row("total without idle", format_si(energy["total"], "J"), "", net)
+    table.add_row("all that was metered", format_si(energy["metered"], "J"), "", "")
     return table
 
 
-def _half_width(energy: Mapping[str, Any]) -> str:
-    if energy["net_total_ci95"] is None:
-        return ""
-    low, high = energy["net_total_ci95"]
-    return f"± {format_si((high - low) / 2, 'J', digits=2)}"
+def _domain_table(energy: Mapping[str, Any]) -> Table:
+    """Joules by domain, and the power that each draws when idle."""
+    table = _table("Joules by domain", "", "train", "all phases", "idle power", "its drift")
+    train = energy["by_phase_and_domain"].get("train", {})
+    for domain, joules in energy["by_domain"].items():
+        drift_w = ((energy["idle"].get(domain) or {}).get("drift") or {}).get("mean")
+        table.add_row(
+            Text(domain),
+            format_si(train.get(domain), "J"),
+            format_si(joules, "J"),
+            format_si(energy["idle_w"][domain], "W"),
+            format_si(drift_w, "W", digits=2),
+        )
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    return table
+
+
+def _share(joules: float | None, total: float | None) -> str:
+    return f"{joules / total:.1%}" if joules is not None and total else ""
 
 
 def _reasons(energy: Mapping[str, Any]) -> dict[str, str]:
@@ -129,18 +151,8 @@ def _reasons(energy: Mapping[str, Any]) -> dict[str, str]:
     return {reason: key for key, reason in reversed(why.items())}
 
 
-def _share(joules: float | None, total: float | None) -> str:
-    return f"{joules / total:.1%}" if joules is not None and total else ""
-
-
 def _rates_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(
-        title="Training, steady", title_justify="left", title_style="bold", pad_edge=False
-    )
-    table.add_column("")
-    table.add_column("mean", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("windows", justify="right")
+    table = _table("Joules of training, in steady state", "", "mean", "95 % interval", "windows")
     for name, key in _RATES:
         rate = summary[key]
         if rate["mean"] is None:

@@ -4,11 +4,12 @@ Only what cannot be recomputed is kept. The position in the data order is part o
 orders themselves follow from the seed, and the energy account lies in the run's own files.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from orbax import checkpoint as ocp
@@ -68,16 +69,21 @@ class Checkpoints:
         )
 
     def save(self, update: int, state: TrainState, progress: Progress) -> None:
-        """Starts to save the state after `update` updates; returns once it may be donated."""
+        """Starts to save the state after `update` updates; returns once it may be donated.
+
+        Raises:
+            RunError: it, or the one before it, could not be saved.
+        """
         if update == self._manager.latest_step():
             return
-        self._manager.save(
-            update,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_with_raw_key(state)),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-            ),
-        )
+        with _as_run_error():
+            self._manager.save(
+                update,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_with_raw_key(state)),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                ),
+            )
 
     def restore(
         self, like: TrainState, say: Callable[[str], None]
@@ -140,11 +146,29 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the last save to reach the disk."""
-        self._manager.wait_until_finished()
+        with _as_run_error():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save to reach the disk and gives back Orbax's threads."""
-        self._manager.close()
+        with _as_run_error():
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _as_run_error() -> Iterator[None]:
+    """Orbax reports a full disk or a folder that is gone by many kinds of exception.
+
+    None of them is the training's fault: the run stays unfinished, and goes on from the checkpoint
+    before.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RunError(
+            f"a checkpoint could not be saved: {type(error).__name__}: {plain_text(error, 200)}\n"
+            "The same command goes on from the checkpoint before it."
+        ) from error
 
 
 def _with_raw_key(state: TrainState) -> TrainState:

@@ -4,7 +4,7 @@ The training loop asks `Interruption.signum` between compiled calls and ends in 
 closes the window, saves, writes the summary. Python runs signal handlers in the main thread only
 between byte codes, so during a long XLA compilation nothing would happen; a watcher thread, woken
 through the interpreter's wake-up file descriptor, then records the state itself and ends the
-process. A second signal ends it at once.
+process. A second signal ends it in the same way at once, and a third in any case.
 """
 
 import contextlib
@@ -70,12 +70,18 @@ class Interruption(contextlib.AbstractContextManager):
         second = self._next_signal(self._grace_s)
         if second is None:
             return
-        if second == 0:
-            try:
-                self._on_stuck(first)
-            finally:
-                os._exit(exit_status(first))
-        os._exit(exit_status(second))
+        # Out of patience, or a second signal: what is known is recorded, and that is all. A third
+        # signal need not wait for it.
+        threading.Thread(target=self._exit_at_next_signal, daemon=True).start()
+        try:
+            self._on_stuck(first)
+        finally:
+            os._exit(exit_status(second or first))
+
+    def _exit_at_next_signal(self) -> None:
+        signum = self._next_signal(None)
+        if signum:
+            os._exit(exit_status(signum))
 
     def _next_signal(self, timeout_s: float | None) -> int | None:
         """The next signal's number; 0 when the time is up; None once the `with` block is left."""

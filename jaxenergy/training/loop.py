@@ -25,6 +25,8 @@ from jaxenergy.training.steps import CallMetrics, TrainState
 _MAX_WINDOW_S = 4.0
 _MIN_WINDOW_S = 1.0
 _FIRST_WINDOW_S = 0.25
+# A short training has shorter ones, so that there are enough for an interval.
+_WINDOWS_WANTED = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Account:
             return None
         by_domain = self.ledger.energy_so_far_j()
         return self.earlier_j + sum(by_domain[domain] for domain in self.domains)
+
+    def why_unknown(self) -> str:
+        """Why `energy_j` is None."""
+        if not self.domains:
+            return "no domain was counted"
+        return "what an earlier attempt took is not known"
 
     def power_w(self) -> float | None:
         """Mean power over about the last second; None at first and without a meter."""
@@ -149,6 +157,9 @@ class Loop:
                 accuracy = self.evaluate(state, update, "validation")
                 if accuracy is None:
                     return self._end("preempted", state, update, progress)
+                if math.isnan(accuracy):
+                    why = f"the network's output is not finite after update {update}"
+                    return Outcome("failed", state, update, why)
                 self._record(update, accuracy, progress)
             if self._target_is_reached(progress):
                 return self._end("target_reached", state, update, progress)
@@ -218,11 +229,13 @@ class Loop:
         """
         age_s = window.age_s()
         if self._updates_per_window is None and age_s >= _FIRST_WINDOW_S:
+            update_s = age_s / (update - window.first_update)
+            left_s = update_s * (self.plan.total_updates - update)
             self._updates_per_window = updates_per_window(
-                age_s / (update - window.first_update),
+                update_s,
                 self.tick_s,
                 max_seconds=_MAX_WINDOW_S,
-                min_seconds=_MIN_WINDOW_S,
+                min_seconds=min(_MIN_WINDOW_S, left_s / _WINDOWS_WANTED),
             )
 
     def _settle(self, metrics: CallMetrics, updates: int, progress: Progress) -> str | None:
@@ -242,6 +255,8 @@ class Loop:
             "energy_j": self.account.energy_j(),
             "provenance": self.account.provenance,
         }
+        if metrics["energy_j"] is None:
+            metrics["why"] = {"energy_j": self.account.why_unknown()}
         progress.evaluated_at = update
         progress.validation_accuracy = accuracy
         self.folder.append_metrics(metrics)

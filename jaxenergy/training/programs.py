@@ -1,6 +1,7 @@
 """Compiles what a run calls, all of it before the first update."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,8 @@ class Programs:
             stop_requested: asked between batches.
 
         Returns:
-            The accuracy, 0 to 1; None where a stop was asked for before the end.
+            The accuracy, 0 to 1; None where a stop was asked for before the end; NaN where the
+            network's output is not finite.
         """
         size = self.plan.eval_batch_sizes[split]
         arrays = self.splits[split]
@@ -94,7 +96,8 @@ class Programs:
             counts.append(self.evaluate[split](state, arrays, np.int32(start)))
             if len(counts) > 1:
                 jax.block_until_ready(counts[-2])  # one batch ahead, so that a stop is heard
-        return sum(map(int, counts)) / examples
+        correct = [int(count) for count in counts]
+        return math.nan if min(correct) < 0 else sum(correct) / examples
 
 
 def transfer(plan: Plan) -> dict[str, DeviceSplit]:
@@ -138,9 +141,9 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         orders = jax.ShapeDtypeStruct((2, examples), jnp.int32)
         arguments = (state, splits["train"], orders)
         lowered = jax.jit(make_updates(plan.program, 1), donate_argnums=0).lower(*arguments)
-        cost = lowered.cost_analysis() or {}
         updates = {1: lowered.compile()}
-        longest = updates_per_call(plan, cost.get("flops"), platform)
+        cost = _cost_of_update(plan, updates[1], arguments)
+        longest = updates_per_call(plan, cost["flops_per_update"], platform)
         if longest > 1:
             updates[longest] = (
                 jax.jit(make_updates(plan.program, longest), donate_argnums=0)
@@ -155,7 +158,6 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         }
     finally:
         monitoring.unregister_event_listener(count_event)
-    compiled_cost = updates[1].cost_analysis() or {}
     return Programs(
         init=init,
         updates=updates,
@@ -168,12 +170,44 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         updates_per_call=longest,
         fixed_iterations=fixed_iterations(plan.program),
         facts={
-            "flops_per_update": compiled_cost.get("flops"),
-            "bytes_per_update": compiled_cost.get("bytes accessed"),
+            **cost,
             "updates_per_call": longest,
             "cache_hit": events["hits"] > 0 and events["misses"] == 0,
         },
     )
+
+
+def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, Any]:
+    """Floating point operations and bytes of the one-update program, by XLA's own count.
+
+    XLA counts a loop's body once. So micro-batches are unrolled for counting, and where a loop
+    remains (over time in a recurrent network, in a line search) the count is None, with a reason.
+    """
+    program = plan.program
+    if program.model.recurrent or fixed_iterations(program) is None:
+        what = "time" if program.model.recurrent else "trials of the optimizer"
+        reason = f"the program loops over {what}, and XLA counts a loop's body once"
+        return {
+            "flops_per_update": None,
+            "bytes_per_update": None,
+            "why": {"flops_per_update": reason, "bytes_per_update": reason},
+        }
+    if program.accumulate == 1 or program.unroll_accumulation:
+        cost = compiled.cost_analysis() or {}
+        return {
+            "flops_per_update": cost.get("flops"),
+            "bytes_per_update": cost.get("bytes accessed"),
+        }
+    unrolled = make_updates(dataclasses.replace(program, unroll_accumulation=True), 1)
+    cost = jax.jit(unrolled).lower(*arguments).cost_analysis() or {}
+    return {
+        "flops_per_update": cost.get("flops"),
+        "bytes_per_update": None,
+        "why": {
+            "bytes_per_update": "the program loops over micro-batches, and XLA counts a loop's "
+            "body once"
+        },
+    }
 
 
 def warm_up(programs: Programs) -> None:

@@ -6,6 +6,7 @@ summary that says so, and no finished window is lost.
 """
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -19,8 +20,9 @@ from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Device, Meters, compare_sources, open_meters
-from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, summarise
+from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, read_run, summarise
 from jaxenergy.records.environment import read_environment
+from jaxenergy.records.files import plain_text
 from jaxenergy.records.summary import add_energy
 from jaxenergy.training.checkpoint import Checkpoints, Progress
 from jaxenergy.training.interruption import Interruption, exit_status
@@ -39,13 +41,13 @@ class Result:
     Attributes:
         path: the run's folder.
         message: why there was nothing to do; empty where the run was run.
-        summary: as in `summary.json`; None where there was nothing to do.
+        summary: as in `summary.json`.
         signum: the signal that ended it, or None.
     """
 
     path: Path
-    message: str = ""
-    summary: Mapping[str, Any] | None = None
+    message: str
+    summary: Mapping[str, Any]
     signum: int | None = None
 
     @property
@@ -53,7 +55,7 @@ class Result:
         """The exit status of a process that did this run."""
         if self.signum is not None:
             return exit_status(self.signum)
-        return 1 if self.summary is not None and self.summary["status"] == "failed" else 0
+        return 1 if self.summary["status"] == "failed" else 0
 
 
 def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any]) -> Result:
@@ -80,7 +82,7 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
         identity=config.identity(),
     )
     if choice.action == "nothing":
-        return Result(choice.path, choice.message)
+        return Result(choice.path, choice.message, read_run(choice.path).summary or {})
     device = one_device()
     described = Device(platform=device.platform, index=device.id, name=device.device_kind)
     with open_meters(config.meters, [described], powercap_root=config.powercap_root) as meters:
@@ -99,7 +101,7 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 Interruption(
                     lambda signum: [s.write_when_stuck(signum) for s in sessions]
                 ) as interruption,
-                _create(choice, plan) as folder,
+                _create(choice, plan, meters) as folder,
             ):
                 for note in folder.notes:
                     observer.say(note)
@@ -145,10 +147,43 @@ def _headline(plan: Plan, device: jax.Device) -> str:
     )
 
 
-def _create(choice: FolderChoice, plan: Plan) -> RunFolder:
-    """Makes the folder, its config completed by what the plan resolved."""
-    config = {**choice.config, "resolved": plan.resolved()}
+def _create(choice: FolderChoice, plan: Plan, meters: Meters) -> RunFolder:
+    """Makes or takes the folder, its config completed by what was resolved.
+
+    What is resumed must go on as it began: with the same data, on the same domains.
+    """
+    resolved = {
+        **plan.resolved(),
+        "counted_domains": list(meters.counted_domains),
+        "provenance": meters.provenance,
+    }
+    if choice.action == "resume":
+        began = _leaves((read_run(choice.path).config or {}).get("resolved", {}))
+        now = _leaves(json.loads(json.dumps(resolved)))
+        differing = [
+            f"{name} was {began.get(name)} and is {now.get(name)}"
+            for name in {**began, **now}
+            if began.get(name) != now.get(name)
+        ]
+        if differing:
+            raise UsageError(
+                f"{choice.path} cannot be continued, for this would be another run: "
+                f"{plain_text('; '.join(differing), 400)}.\n"
+                "Mend what differs, or start anew: --overwrite moves the folder aside."
+            )
+    config = {**choice.config, "resolved": resolved}
     return dataclasses.replace(choice, config=config).create()
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as a flat one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_leaves(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 class _Lines:
@@ -212,12 +247,12 @@ class _Session:
             raise
         except BaseException as error:
             self.ledger.close()
-            self._write_summary("failed", f"{type(error).__name__}: {error}")
+            self._write_summary("failed", f"{type(error).__name__}: {plain_text(error)}")
             raise
         self.ledger.close()
         summary = self._write_summary(outcome.status, outcome.why)
         signum = interruption.signum if outcome.status == "preempted" else None
-        return Result(self.folder.path, summary=summary, signum=signum)
+        return Result(self.folder.path, "", summary, signum)
 
     def _train(self, stop_requested) -> Outcome:
         plan, ledger = self.plan, self.ledger

@@ -377,7 +377,8 @@ def make_evaluate(
 
     Returns:
         A function of the state, the split and the batch's first index (int32 scalar) that gives
-        the number of correct predictions (int32 scalar).
+        the number of correct predictions (int32 scalar); -1 where the network's output is not
+        finite, since parameters can be spoilt by the very last update, after the last loss.
     """
     dataset = program.dataset
 
@@ -395,7 +396,8 @@ def make_evaluate(
             train=False,
         )
         is_new = first + jnp.arange(batch_size) >= start
-        return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & is_new)
+        correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & is_new)
+        return jnp.where(jnp.all(jnp.isfinite(logits)), correct, -1)
 
     return evaluate
 
