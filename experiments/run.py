@@ -11,9 +11,21 @@ from experiments.flags import define_run_flags, launch, run_config
 from jaxenergy.errors import RunError, unknown_value
 
 define_run_flags()
-_LISTS = ("all", "models", "activations", "optimizers", "schedules", "datasets", "meters")
+_LISTS = (
+    "all",
+    "models",
+    "presets",
+    "activations",
+    "optimizers",
+    "schedules",
+    "datasets",
+    "meters",
+)
 flags.DEFINE_string(
-    "list", None, f"Print the names that can be chosen, and end: {', '.join(_LISTS)}."
+    "list",
+    None,
+    f"Print the names that can be chosen, and end: {', '.join(_LISTS)}. With optimizers and a "
+    "--model: what each optimizer's update costs.",
 )
 flags.declare_key_flag("list")
 
@@ -32,9 +44,12 @@ def run() -> int:
 
     console = Console()
     if names is not None:
-        from jaxenergy.report.names import print_names
+        from jaxenergy.report.names import print_names, print_optimizer_costs
 
-        print_names(names, console)
+        if names == "optimizers" and flags.FLAGS["model"].present:
+            print_optimizer_costs(config, console)
+        else:
+            print_names(names, console)
         return 0
 
     runtime_facts = runtime.prepare()
@@ -45,8 +60,8 @@ def run() -> int:
 
     observer = SilentObserver() if config.quiet else ConsoleObserver(console)
     if config.verbose:
-        for name, value in runtime_facts.items():
-            observer.say(f"{name}: {value}")
+        for name, facts in runtime_facts.items():
+            observer.say(f"{name}: " + "; ".join(f"{key} {value}" for key, value in facts.items()))
     result = session.run(config, observer, runtime_facts)
     if result.message:
         observer.say(result.message)

@@ -16,6 +16,7 @@ from jaxenergy.energy.windows import (
     idle_power_w,
     mean_per,
     net_energy_j,
+    relative_window_error,
     updates_per_window,
 )
 from jaxenergy.stats import Estimate
@@ -259,3 +260,9 @@ def test_net_energy_carries_the_uncertainty_of_idle():
 def test_net_energy_of_an_unknown_is_unknown():
     power = Estimate(50.0, 2.0)
     assert net_energy_j(make_lines([None]), IdlePower(power, None, None, power), "d") == "it broke"
+
+
+def test_the_error_of_a_typical_window():
+    lines = make_lines([10.0, 10.0, 20.0], error_j=0.2)
+    assert relative_window_error(lines, ["d"]) == pytest.approx(0.02)
+    assert relative_window_error(make_lines([None]), ["d"]) is None

@@ -44,6 +44,7 @@ _LEAST_FOR_BATCHES = 50
 # What placing an edge leaves, in ticks: of a slow tick after splitting, of a fast one unsplit.
 _SLOW_EDGE_TICKS = 0.1
 _FAST_EDGE_TICKS = 1 / math.sqrt(12)
+TARGET_RELATIVE_SE = 0.01  # what the tick may add to a window's error, over its energy
 _SHORTEST_WINDOW_S = 0.02  # a fence costs up to 0.1 ms, to stay below 1 %
 _SLOWED = ("thermal", "brake", "hw_slowdown")
 
@@ -65,7 +66,7 @@ class _Window:
 def updates_per_window(
     seconds_per_update: float,
     tick_s: float,
-    target_relative_se: float = 0.01,
+    target_relative_se: float = TARGET_RELATIVE_SE,
     max_seconds: float = 4.0,
     min_seconds: float = 0.0,
 ) -> int:
@@ -155,6 +156,24 @@ def estimate_per(lines: Iterable[Line], key: str, domains: Sequence[str]) -> Lon
     duration_s = math.fsum(window.duration_s for window in windows)
     count = math.fsum(window.count for window in windows)
     return LongRun(estimate, duration_s / count, len(windows))
+
+
+def relative_window_error(lines: Iterable[Line], domains: Sequence[str]) -> float | None:
+    """What ticks and resolution leave uncertain of a typical window.
+
+    Args:
+        lines: the lines of one phase, in the order of time.
+        domains: the domains that are added.
+
+    Returns:
+        The median over windows of the standard error over the energy; None where no window counts.
+    """
+    found = [
+        math.sqrt(window.edges_j2) / window.energy_j
+        for window in _windows(lines, "updates", domains)[0]
+        if window.energy_j > 0
+    ]
+    return float(np.median(found)) if found else None
 
 
 def first_steady(values: Sequence[float]) -> int:

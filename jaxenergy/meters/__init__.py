@@ -269,12 +269,14 @@ def _open_auto(machine: Machine) -> Meters:
         except MeterUnavailable as error:
             if name == "rapl" or machine.gpus or not error.absent:
                 what = "GPU" if name == "nvml" else "CPU and memory"
-                choice.append(f"{what} energy is not metered: {error}")
+                # What is simply not there needs no remedy here; the survey of meters has it.
+                why = str(error).splitlines()[0] if error.absent else str(error)
+                choice.append(f"{what} energy is not metered: {why}")
     if not any(counter.domain.counted for meter in opened for counter in meter.counters):
         opened.append(METERS["estimate"](machine))
         choice.append(
-            "No energy counter can be read on this machine: every joule of this run is ESTIMATED "
-            "from CPU time and is no measurement."
+            "No energy counter can be read here: every joule of this run is ESTIMATED, not "
+            "measured."
         )
     return Meters(tuple(opened), tuple(choice))
 

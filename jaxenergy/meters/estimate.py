@@ -48,7 +48,6 @@ class EstimateMeter(Meter):
         del machine
         self.counters = (EstimatedCounter(),)
         self.notes = (
-            f"estimate: energy is CPU time (user and system, children included) times "
-            f"{WATTS_PER_BUSY_CORE:g} W per busy core; idle power, memory, GPUs and the rest of "
-            f"the machine count nothing. Estimates from a processor's design power err by 27-37 %.",
+            f"estimate: CPU time of this process and its children x {WATTS_PER_BUSY_CORE:g} W per "
+            "busy core, and nothing else; estimates like this err by 27-37 %.",
         )

@@ -106,9 +106,9 @@ class RaplMeter(Meter):
         zones = find_zones(machine.powercap_root)
         if not zones:
             raise MeterUnavailable(
-                f"no RAPL counter below {machine.powercap_root}: the CPU has none, its driver is "
-                f"not loaded, or a virtual machine or container hides it.\n"
-                f"On bare metal: sudo modprobe intel_rapl_msr (AMD processors use it as well).",
+                f"no RAPL counter below {machine.powercap_root}.\n"
+                "The CPU has none, its driver is not loaded, or a virtual machine or container "
+                "hides it. On bare metal: sudo modprobe intel_rapl_msr (for AMD as well).",
                 absent=True,
             )
         unreadable = {zone: why for zone in zones if (why := _why_unreadable(zone))}

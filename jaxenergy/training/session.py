@@ -18,6 +18,7 @@ import jax
 from jaxenergy import data, energy
 from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
+from jaxenergy.energy.windows import TARGET_RELATIVE_SE, relative_window_error
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Device, Meters, compare_sources, open_meters
 from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, read_run, summarise
@@ -337,7 +338,7 @@ class _Session:
         with self._writing:
             if self._summary is None:
                 record = self.folder.read()
-                facts = {"status": status, "why": why, "warnings": self._disagreements(record)}
+                facts = {"status": status, "why": why, "warnings": self._warnings(record)}
                 self._summary = summarise(
                     self.plan.config.to_json(),
                     record.windows,
@@ -348,15 +349,23 @@ class _Session:
                 self.folder.write_summary(self._summary)
             return self._summary
 
-    def _disagreements(self, record: Run) -> list[str]:
-        """What two sensors of the same domain say differently of this process."""
+    def _warnings(self, record: Run) -> list[str]:
+        """Where two sensors of a domain disagree, and where windows were too short."""
         own = [line for line in _lines_of(record) if line["attempt"] == self.folder.attempt]
         joules = {domain.name: add_energy(own, [domain.name])[0] for domain in self.meters.domains}
         checks = (
             *self.meters.cross_checks(),
             *compare_sources(joules, self.meters.counted_domains),
         )
-        return [str(check) for check in checks if not check.agrees]
+        warnings = [str(check) for check in checks if not check.agrees]
+        training = [line for line in own if line["phase"] == "train"]
+        error = relative_window_error(training, self.meters.counted_domains)
+        if error is not None and error > TARGET_RELATIVE_SE:
+            warnings.append(
+                f"a window's joules are uncertain by {error:.1%} (median), more than the "
+                f"{TARGET_RELATIVE_SE:.0%} aimed at: windows were too short for the counter's tick"
+            )
+        return warnings
 
 
 def _lines_of(record: Run) -> list[dict[str, Any]]:
