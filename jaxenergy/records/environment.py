@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jaxenergy
 from jaxenergy.meters.base import Device, Domain
 
 _PACKAGES = (
-    "jaxenergy",
     "jax",
     "jaxlib",
     "jax-cuda12-plugin",
@@ -96,7 +96,7 @@ def read_boot_id() -> str | None:
 
 
 def _read_versions() -> dict[str, str]:
-    versions = {}
+    versions = {"jaxenergy": jaxenergy.__version__}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -43,7 +43,7 @@ def print_summary(summary: Mapping[str, Any], folder: str, console: Console) -> 
         words, style = PROVENANCE_WORDS[summary["provenance"]]
         console.print(Text(f"Energy: {words}.", style=style))
         console.print(_phase_table(summary))
-        console.print(_domain_table(summary["energy_j"]))
+        console.print(_domain_table(summary))
         for reason, key in _reasons(summary["energy_j"]).items():
             console.print(Text(f"{key} is not known: {reason}", style="yellow"))
         console.print(_rates_table(summary))
@@ -100,7 +100,9 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
 def _phase_table(summary: Mapping[str, Any]) -> Table:
     """Joules by phase: gross, and above idle power where that is known."""
     energy = summary["energy_j"]
-    table = _table("Joules by phase", "", "gross", "of total", "above idle")
+    table = _table(
+        f"Joules by phase, {summary['provenance']}", "", "gross", "of total", "above idle"
+    )
     idle_w = list(energy["idle_w"].values())
     for phase, joules in energy["by_phase"].items():
         net = ""
@@ -118,9 +120,17 @@ def _phase_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _domain_table(energy: Mapping[str, Any]) -> Table:
+def _domain_table(summary: Mapping[str, Any]) -> Table:
     """Joules by domain, and the power that each draws when idle."""
-    table = _table("Joules by domain", "", "train", "all phases", "idle power", "its drift")
+    energy = summary["energy_j"]
+    table = _table(
+        f"Joules by domain, {summary['provenance']}",
+        "",
+        "train",
+        "all phases",
+        "idle power",
+        "its drift",
+    )
     train = energy["by_phase_and_domain"].get("train", {})
     for domain, joules in energy["by_domain"].items():
         drift_w = ((energy["idle"].get(domain) or {}).get("drift") or {}).get("mean")
@@ -152,7 +162,9 @@ def _reasons(energy: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rates_table(summary: Mapping[str, Any]) -> Table:
-    table = _table("Joules of training, in steady state", "", "mean", "95 % interval", "windows")
+    table = _table(
+        f"Joules of training, {summary['provenance']}", "", "mean", "95 % interval", "windows"
+    )
     for name, key in _RATES:
         rate = summary[key]
         if rate["mean"] is None:
