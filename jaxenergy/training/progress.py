@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxenergy.training.loop import Account
 from jaxenergy.units import format_duration_s, format_si
@@ -60,9 +60,8 @@ class ConsoleObserver(SilentObserver):
         self._drawn_s = self._start_s
         if self.console.is_terminal:
             bar = Progress(
-                BarColumn(bar_width=None),  # what the text leaves of the line
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                BarColumn(bar_width=5),
+                TextColumn("{task.completed}/{task.total}{task.fields[text]}"),
                 console=self.console,
                 auto_refresh=False,
             )
@@ -89,7 +88,7 @@ class ConsoleObserver(SilentObserver):
             _energy_so_far(account.energy_j(), account.provenance),
             f"{format_duration_s(left_s)} left",
         ]
-        self._bar.update(self._task, completed=update, text="  ".join(p for p in parts if p))
+        self._bar.update(self._task, completed=update, text="".join(f"  {p}" for p in parts if p))
         self._bar.refresh()
 
     def evaluated(self, metrics: dict[str, Any]) -> None:
