@@ -8,6 +8,9 @@ import difflib
 from collections.abc import Iterable
 
 
+_MOST_NAMES = 100  # more of them fill the screen and help nobody
+
+
 class JaxenergyError(Exception):
     """Anything this library raises on purpose."""
 
@@ -35,7 +38,12 @@ def unknown_value(what: str, got: object, allowed: Iterable[str], hint: str = ""
     names = sorted(allowed)
     near = difflib.get_close_matches(str(got).lower(), names, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    lines = [f"{what}={got!s} is unknown.{guess}", f"Allowed: {', '.join(names)}."]
+    shown = names
+    if len(names) > _MOST_NAMES:
+        shown = difflib.get_close_matches(str(got), names, n=5, cutoff=0.0)
+    listed = ", ".join(shown) or "nothing"
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    lines = [f"{what}={got!s} is unknown.{guess}", f"Allowed: {listed}{more}."]
     if hint:
         lines.append(hint)
     return UsageError("\n".join(lines))

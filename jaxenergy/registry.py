@@ -86,6 +86,7 @@ def load_attribute(spec: str, what: str) -> object:
             f"{what}={spec}: importing {module_name!r} failed: {type(error).__name__}: {error}"
         ) from error
     if not hasattr(module, attribute):
-        public = [name for name in vars(module) if not name.startswith("_")]
-        raise unknown_value(f"{what}={module_name}:", attribute, public)
+        public = [name for name, value in vars(module).items() if callable(value)]
+        names = [f"{module_name}:{name}" for name in public if not name.startswith("_")]
+        raise unknown_value(what, spec, names)
     return getattr(module, attribute)

@@ -20,6 +20,7 @@ from jaxenergy.errors import RunError, UsageError, unknown_value
 from jaxenergy.records.files import (
     TEMPORARY_FILES,
     LineWriter,
+    RecordError,
     dump_json,
     null_unless_finite,
     plain_text,
@@ -184,6 +185,8 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS_FOLDER
         self._lock = lock
         self._environment_is_earlier = resumed
+        if self.checkpoints.is_symlink():  # old checkpoints are deleted below it
+            raise RecordError(f"{self.checkpoints} is a symbolic link, which is not followed.")
         with contextlib.ExitStack() as opened:
             self._windows = LineWriter(path / WINDOWS_FILE)
             opened.callback(self._windows.close)

@@ -6,17 +6,23 @@ orders themselves follow from the seed, and the energy account lies in the run's
 
 import contextlib
 import dataclasses
+import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from orbax import checkpoint as ocp
 
 from jaxenergy.errors import RunError
 from jaxenergy.records.files import plain_text
 from jaxenergy.training.steps import TrainState
+
+_CHECKSUM = "crc32"  # beside the progress
 
 
 @dataclasses.dataclass
@@ -64,7 +70,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=True
+                max_to_keep=keep,
+                create=True,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,  # what a process killed amid a save left
             ),
         )
 
@@ -76,12 +85,15 @@ class Checkpoints:
         """
         if update == self._manager.latest_step():
             return
+        saved, remembered = _with_raw_key(state), dataclasses.asdict(progress)
         with _as_run_error():
             self._manager.save(
                 update,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_with_raw_key(state)),
-                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                    state=ocp.args.StandardSave(saved),
+                    progress=ocp.args.JsonSave(
+                        {**remembered, _CHECKSUM: _checksum(saved, remembered)}
+                    ),
                 ),
             )
 
@@ -110,23 +122,24 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
                     ),
                 )
+                progress = _checked(restored.state, restored.progress)
             except Exception as error:  # Orbax raises many kinds for a damaged file
                 damaged.append((step, error))
                 continue
             # Only now: where none can be read, the cause may lie elsewhere (memory, versions).
             for newer, error in damaged:
                 say(
-                    f"checkpoint {newer} cannot be read ({type(error).__name__}); it is kept as "
+                    f"checkpoint {newer} cannot be read ({_shortly(error)}); it is kept as "
                     f"{self._set_aside(newer).name}, and {step} is taken"
                 )
             state = TrainState(*restored.state)
             key = jax.random.wrap_key_data(state.key)
-            return state._replace(key=key), Progress(**restored.progress)
+            return state._replace(key=key), progress
         if damaged:
             newest, error = damaged[0]
             raise RunError(
                 f"none of the {len(damaged)} checkpoints can be read; the newest, {newest}: "
-                f"{type(error).__name__}: {plain_text(error, 200)}\n"
+                f"{_shortly(error)}\n"
                 "They are left as they are. To start anew: --overwrite moves the folder aside."
             ) from error
         return None
@@ -166,9 +179,36 @@ def _as_run_error() -> Iterator[None]:
         yield
     except Exception as error:
         raise RunError(
-            f"a checkpoint could not be saved: {type(error).__name__}: {plain_text(error, 200)}\n"
+            f"a checkpoint could not be saved: {_shortly(error)}\n"
             "The same command goes on from the checkpoint before it."
         ) from error
+
+
+def _shortly(error: Exception) -> str:
+    """An exception of Orbax in one line; its own may fill pages."""
+    return f"{type(error).__name__}: {plain_text(str(error).partition(chr(10))[0], 200)}"
+
+
+def _checksum(state: TrainState, remembered: Mapping[str, Any]) -> int:
+    """The CRC-32 of all that a checkpoint holds: Orbax gives arrays with flipped bits as they are.
+
+    Args:
+        state: with its key as plain numbers.
+        remembered: the fields of the progress.
+    """
+    checksum = zlib.crc32(json.dumps(remembered).encode())
+    for leaf in jax.tree.leaves(state):
+        checksum = zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8), checksum)
+    return checksum
+
+
+def _checked(state: TrainState, saved: Mapping[str, Any]) -> Progress:
+    """The progress of a restored checkpoint whose contents are what was saved."""
+    remembered = {name: value for name, value in saved.items() if name != _CHECKSUM}
+    progress = Progress(**remembered)
+    if saved.get(_CHECKSUM) != _checksum(state, dataclasses.asdict(progress)):
+        raise ValueError("its contents are not those that were saved")
+    return progress
 
 
 def _with_raw_key(state: TrainState) -> TrainState:

@@ -1,0 +1,50 @@
+"""Names that are unknown are refused so that a person can mend them."""
+
+import pytest
+
+from jaxenergy.errors import UsageError, unknown_value
+from jaxenergy.registry import Registry, load_attribute
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_the_list():
+    registry = Registry("--optimizer")
+    registry.add("adam", 1, "Adam")
+    registry.add("sgd", 2, "SGD")
+    with pytest.raises(UsageError) as refused:
+        registry["sdg"]
+    assert str(refused.value) == (
+        "--optimizer=sdg is unknown. Did you mean 'sgd'?\nAllowed: adam, sgd."
+    )
+
+
+def test_a_name_is_registered_once():
+    registry = Registry("--model")
+    registry.add("mlp", 1, "one")
+    with pytest.raises(UsageError, match="mlp"):
+        registry.add("mlp", 2, "two")
+    assert registry["mlp"] == 1
+
+
+def test_of_very_many_names_the_nearest_are_shown():
+    message = str(unknown_value("--x", "n150", [f"n{number}" for number in range(150)]))
+    assert "and 145 more" in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("spec", "word"),
+    [
+        ("math:sinn", "'math:sin'"),
+        ("math", "module:attribute"),
+        ("no_such_module:f", "no_such_module"),
+        (":f", "module:attribute"),
+    ],
+)
+def test_a_plug_in_that_is_not_there_is_refused(spec, word):
+    with pytest.raises(UsageError, match="--optimizer") as refused:
+        load_attribute(spec, "--optimizer")
+    assert word in str(refused.value)
+
+
+def test_a_plug_in_is_loaded():
+    assert load_attribute("math:sqrt", "--optimizer")(9.0) == 3.0
