@@ -7,7 +7,6 @@ failure while running (exit status 1). Both are shown by the drivers as plain te
 import difflib
 from collections.abc import Iterable
 
-
 _MOST_NAMES = 100  # more of them fill the screen and help nobody
 
 

@@ -330,7 +330,7 @@ def test_clipping_bounds_the_global_norm():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "sdg"}, "Did you mean 'sgd'"),
+        ({"name": "sdg"}, "Did you mean 'optax:sgd'"),
         ({"name": "sgd", "args": {"momentum": "1.5"}}, "at least 0 and below 1"),
         ({"name": "sgd", "args": {"momentun": "0.9"}}, "Did you mean 'momentum'"),
         ({"name": "sgd", "args": {"learning_rate": "0.1"}}, "--learning_rate=0.1"),
@@ -342,7 +342,7 @@ def test_clipping_bounds_the_global_norm():
         ({"name": "sgd", "schedule": "cosine:stop=1"}, "Allowed: end"),
         ({"name": "sgd", "schedule": "cosine:end=2"}, "at least 0 and at most 1"),
         ({"name": "adam", "args": {"mu_dtype": "int8"}}, "bfloat16"),
-        ({"name": "optax:sdg"}, "Did you mean 'sgd'"),
+        ({"name": "optax:sdg"}, "Did you mean 'optax:sgd'"),
         ({"name": "optax:sgd"}, "give --learning_rate"),
         ({"name": "optax:__version__"}, "not a function"),
     ],
