@@ -330,7 +330,7 @@ def test_clipping_bounds_the_global_norm():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "sdg"}, "Did you mean 'optax:sgd'"),
+        ({"name": "sdg"}, "Did you mean 'sgd'"),
         ({"name": "sgd", "args": {"momentum": "1.5"}}, "at least 0 and below 1"),
         ({"name": "sgd", "args": {"momentun": "0.9"}}, "Did you mean 'momentum'"),
         ({"name": "sgd", "args": {"learning_rate": "0.1"}}, "--learning_rate=0.1"),
