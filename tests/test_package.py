@@ -119,8 +119,9 @@ def test_tools_of_pre_commit_are_those_of_the_project():
     assert f"rev: v{version}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
 
 
-def test_the_examples_of_contributing_work():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+def test_the_examples_of_extending_work():
+    readme = (ROOT / "README.md").read_text()
+    text = readme[readme.index("## Extending") :] + (ROOT / "CONTRIBUTING.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     check = """
 import jax
