@@ -338,3 +338,32 @@ def test_flops_of_micro_batches_are_counted_though_the_program_loops_over_them(f
     assert record.summary["compiled"]["bytes_per_update"] is None
     assert "loops" in record.summary["compiled"]["why"]["bytes_per_update"]
     assert record.summary["iterations"] == 8
+
+
+def test_an_optimizer_of_the_user_s_own_is_trained_with(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import optax\n"
+        "def halved(learning_rate=0.1, *, momentum: float = 0.0):\n"
+        "    return optax.chain(optax.scale(0.5), optax.sgd(learning_rate, momentum))\n"
+    )
+    paths = [str(tmp_path), os.getcwd()]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    flags = ["--optimizer=mine:halved", "--optimizer_args=momentum=0.9", "--meters=none"]
+    record, _ = run(tmp_path / "runs", *flags, env=env)
+    assert record.state == "completed"
+    assert record.config["resolved"]["optimizer_args"] == {"momentum": 0.9}
+    assert record.config["resolved"]["learning_rate"] == 0.1
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_the_digits(tmp_path):
+    """The README's first command, less its two seconds of idle before and after."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.run", f"--out={tmp_path}", "--idle_seconds=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (folder,) = tmp_path.iterdir()
+    assert read(folder).summary["final"]["test_accuracy"] >= 0.97
