@@ -49,5 +49,5 @@ class EstimateMeter(Meter):
         self.counters = (EstimatedCounter(),)
         self.notes = (
             f"estimate: CPU time of this process and its children x {WATTS_PER_BUSY_CORE:g} W per "
-            "busy core, and nothing else; estimates like this err by 27-37 %.",
+            "busy core; no idle power, memory or GPU. Estimates like this err by 27-37 %.",
         )
