@@ -266,3 +266,11 @@ def test_the_error_of_a_typical_window():
     lines = make_lines([10.0, 10.0, 20.0], error_j=0.2)
     assert relative_window_error(lines, ["d"]) == pytest.approx(0.02)
     assert relative_window_error(make_lines([None]), ["d"]) is None
+
+
+def test_windows_beside_a_save_are_left_out_and_the_reason_is_given():
+    lines = make_lines([10.0] * 3) + make_lines([99.0] * 20, steady=False)
+    found = mean_per(lines, "updates", ["d"])
+    assert found["mean"] is None
+    assert "3 steady windows" in found["why"]
+    assert "checkpoint" in found["why"]

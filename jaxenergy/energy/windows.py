@@ -228,6 +228,12 @@ def _windows(
     for line in lines:
         if not line["steady"] or not line["fenced"]:
             parts = []
+            if line.get(key):
+                why = why or (
+                    "others were not fenced"
+                    if not line["fenced"]
+                    else "others were marked unsteady, as while a checkpoint is being written"
+                )
             continue
         unknown = [name for name in domains if line["energy_j"].get(name) is None]
         if unknown:
