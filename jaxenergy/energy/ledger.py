@@ -141,7 +141,7 @@ class Ledger:
         fence: waits for the device to have computed what it is given, e.g.
             `jax.block_until_ready`. None for a program in which nothing runs asynchronously;
             `phase.fence` then only states that the phase's work is done.
-        on_line: gets each finished line, in the order of time, as DESIGN section 4 defines
+        on_line: gets each finished line, in the order of time, as docs/records.md defines
             `windows.jsonl`, from the thread of the cut or from the ledger's own. None collects
             them in `lines`.
         clock_ns: a monotonic clock.
