@@ -1,12 +1,13 @@
 """Runs that `kill -9` ends and that are continued, and what must hold of them afterwards.
 
-Shared by `test_reliability.py` and `benchmarks/kills.py`. Every run is the driver in a process of its
-own, metered by a simulated RAPL counter whose every value is noted, so that what the lines of a
-killed process say can be compared with what its counter did.
+Shared by `test_reliability.py` and `benchmarks/kills.py`. Every run is the driver in a process of
+its own, metered by a simulated RAPL counter whose every value is noted, so that what the lines of
+a killed process say can be compared with what its counter did.
 """
 
 import bisect
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ FLAGS = (
     "--width=16",
     "--optimizer=adam",
     f"--updates={UPDATES}",
-    "--eval_every=500",
-    "--checkpoint_every=250",
+    "--eval_every=1000",
+    "--checkpoint_every=500",
     f"--keep={KEEP}",
     "--idle_seconds=0",
     "--meters=rapl",
@@ -189,18 +190,18 @@ class Moment:
 def _metrics_reach(folder: Path, share: float) -> bool:
     path = folder / "metrics.jsonl"
     lines = path.read_bytes().count(b"\n") if path.exists() else 0
-    return lines >= share * UPDATES / 500
+    return lines >= share * UPDATES / 1000
 
 
 def _grows_beyond(folder: Path, share: float) -> bool:
     path = folder / "windows.jsonl"
     # A line is some 500 bytes, and there are two for each checkpoint besides those of evaluations.
-    return path.exists() and path.stat().st_size >= 500 * share * 3 * UPDATES / 250
+    return path.exists() and path.stat().st_size >= 500 * share * 3 * UPDATES / 500
 
 
 def _is_saving(folder: Path, share: float) -> bool:
     checkpoints = folder / "checkpoints"
-    if not checkpoints.is_dir() or max(committed(folder), default=0) < share * (UPDATES - 500):
+    if not checkpoints.is_dir() or max(committed(folder), default=0) < share * (UPDATES - 1000):
         return False
     return any(not path.name.isdigit() for path in checkpoints.iterdir())
 
@@ -214,7 +215,7 @@ MOMENTS = {
     "training": Moment(lambda folder, share: _metrics_reach(folder, 0.05), 1.0),
     "window": Moment(_grows_beyond, 0.001, 2e-4),
     "save": Moment(_is_saving, 0.03, 2e-4),
-    "end": Moment(lambda folder, share: _metrics_reach(folder, 1.0), 0.1),
+    "end": Moment(lambda folder, share: _metrics_reach(folder, 1.0), 0.03),
     "summary": Moment(_is_summarised, 0.0, 0.0),
 }
 
@@ -252,8 +253,8 @@ def kill(process: subprocess.Popen, folder: Path, moment: str, seeded: random.Ra
     return process.returncode == -signal.SIGKILL
 
 
-def look_at(folder: Path, moment: str, attempt: int) -> Death:
-    """What lies in a folder after a kill; `attempt` is the number of the process that died."""
+def look_at(folder: Path, moment: str, earlier: Sequence[Death] = ()) -> Death:
+    """What lies in a folder after a kill, and after the earlier ones."""
     windows_file = folder / "windows.jsonl"
     violations, late = [], False
     try:
@@ -274,7 +275,8 @@ def look_at(folder: Path, moment: str, attempt: int) -> Death:
         late = file_age_s < SETTLING_S
         if not late:
             violations.append(f"windows reach {reached}, though {known} was evaluated or saved")
-    own = [line for line in train if line["attempt"] == attempt]
+    before = earlier[-1].windows.count(b"\n") if earlier else 0
+    own = [line for line in windows[before:] if line.get("phase") == "train"]
     if not (folder / "config.json").exists():
         fell = "before the config"
     elif (folder / "summary.json").exists():
@@ -340,7 +342,7 @@ def _faults_of_windows(lines: list[dict], late: bool) -> list[str]:
         expected = max(expected, last)
     if expected != UPDATES:
         found.append(f"windows end at {expected} of {UPDATES}")
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in itertools.pairwise(lines):
         same = "phase" in before and "phase" in after and before["attempt"] == after["attempt"]
         if same and before["end_ns"] != after["start_ns"]:
             found.append(f"a gap of {after['start_ns'] - before['end_ns']} ns within a process")
@@ -359,7 +361,9 @@ def _faults_of_account(lines: list[dict], energy: dict, tree: NotedTree) -> list
         most = tree.most_j(end_ns + _READING_NS) - tree.least_j(begin_ns)
         if not least <= joules <= most:
             found.append(f"attempt {attempt}: {joules} J, by the counter {least} to {most} J")
-    undone = [line for position, line in enumerate(lines) if _is_undone(line, lines[position + 1 :])]
+    undone = [
+        line for position, line in enumerate(lines) if _is_undone(line, lines[position + 1 :])
+    ]
     for name, joules, told in (
         ("lost", undone, energy["by_phase"].get("lost", 0.0)),
         ("metered", windows, energy["metered"]),

@@ -63,7 +63,7 @@ def test_none_meters_nothing():
         ("auto,estimate", "'auto' stands alone"),
         ("estimate,none", "'none' stands alone"),
         ("estimate,estimate", "names 'estimate' twice"),
-        ("json:dumpz", "--meters=json:=dumpz is unknown. Did you mean 'json:dump"),
+        ("json:dumpz", "--meters=json:dumpz is unknown. Did you mean 'json:dump"),
         ("json:decoder", "is not a class or function"),
     ],
 )

@@ -357,6 +357,15 @@ def test_a_planted_link_is_not_written_through(tmp_path):
     assert target.read_text() == "dear"
 
 
+def test_checkpoints_that_lead_elsewhere_are_refused(tmp_path):
+    path = make_run(tmp_path)
+    (tmp_path / "elsewhere" / "100").mkdir(parents=True)  # as a number, a checkpoint to be deleted
+    (path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RecordError, match="checkpoints is a symbolic link"):
+        choose(tmp_path, name="x").create()
+    assert not (path / ".lock").exists()
+
+
 # ------------------------------------------------------------------------------------------ lock
 
 

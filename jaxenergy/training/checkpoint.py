@@ -6,9 +6,11 @@ orders themselves follow from the seed, and the energy account lies in the run's
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import pathlib
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -65,8 +67,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
-        # Orbax logs each save at INFO through the absl logger; a run says what matters itself.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs each save, and pages of tracebacks for each exception that it raises as well;
+        # a run says what matters itself.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._keep = keep
+        self._closed = False
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -113,36 +119,49 @@ class Checkpoints:
             RunError: there are checkpoints, and none can be read; they are left as they are.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _with_raw_key(like))
-        damaged: list[tuple[int, Exception]] = []
+        damaged: list[tuple[int, str]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
-                    ),
-                )
-                progress = _checked(restored.state, restored.progress)
-            except Exception as error:  # Orbax raises many kinds for a damaged file
-                damaged.append((step, error))
+            restored = self._read(step, template)
+            if isinstance(restored, str):
+                damaged.append((step, restored))
                 continue
             # Only now: where none can be read, the cause may lie elsewhere (memory, versions).
-            for newer, error in damaged:
+            for newer, reason in damaged:
                 say(
-                    f"checkpoint {newer} cannot be read ({_shortly(error)}); it is kept as "
+                    f"checkpoint {newer} cannot be read ({reason}); it is kept as "
                     f"{self._set_aside(newer).name}, and {step} is taken"
                 )
-            state = TrainState(*restored.state)
-            key = jax.random.wrap_key_data(state.key)
-            return state._replace(key=key), progress
+            # A process killed between a save and the removal of the oldest left one too many.
+            for surplus in sorted(self._manager.all_steps())[: -self._keep]:
+                self._manager.delete(surplus)
+            return restored
         if damaged:
-            newest, error = damaged[0]
             raise RunError(
-                f"none of the {len(damaged)} checkpoints can be read; the newest, {newest}: "
-                f"{_shortly(error)}\n"
+                f"none of the {len(damaged)} checkpoints can be read; the newest, "
+                f"{damaged[0][0]}: {damaged[0][1]}\n"
                 "They are left as they are. To start anew: --overwrite moves the folder aside."
-            ) from error
+            )
         return None
+
+    def _read(self, step: int, template: TrainState) -> tuple[TrainState, Progress] | str:
+        """A checkpoint's state and progress, or why they cannot be had."""
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
+                ),
+            )
+            state, progress = TrainState(*restored.state), restored.progress
+            progress = _checked(state, progress)
+            return state._replace(key=jax.random.wrap_key_data(state.key)), progress
+        except Exception as error:  # Orbax raises many kinds for a damaged file
+            reason = _shortly(error)
+        finally:
+            gc.collect()  # reads that Orbax gave up on, each of which the hook would print
+            sys.unraisablehook = hook
+        return reason
 
     def _set_aside(self, step: int) -> pathlib.Path:
         """Renames a damaged checkpoint, so that its number is free for the redone update."""
@@ -163,9 +182,15 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save to reach the disk and gives back Orbax's threads."""
+        """Waits for the last save to reach the disk and gives back Orbax's threads, once."""
+        if self._closed:
+            return
+        self._closed = True
         with _as_run_error():
-            self._manager.close()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
 
 @contextlib.contextmanager
@@ -185,8 +210,9 @@ def _as_run_error() -> Iterator[None]:
 
 
 def _shortly(error: Exception) -> str:
-    """An exception of Orbax in one line; its own may fill pages."""
-    return f"{type(error).__name__}: {plain_text(str(error).partition(chr(10))[0], 200)}"
+    """An exception of Orbax in one line; its own may fill pages, with the cause at the end."""
+    text = str(error).partition("\n")[0].partition(" [")[0]
+    return f"{type(error).__name__}: {plain_text(text if len(text) <= 200 else '…' + text[-200:])}"
 
 
 def _checksum(state: TrainState, remembered: Mapping[str, Any]) -> int:
@@ -198,7 +224,7 @@ def _checksum(state: TrainState, remembered: Mapping[str, Any]) -> int:
     """
     checksum = zlib.crc32(json.dumps(remembered).encode())
     for leaf in jax.tree.leaves(state):
-        checksum = zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8), checksum)
+        checksum = zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8).data, checksum)
     return checksum
 
 

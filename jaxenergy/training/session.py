@@ -5,6 +5,7 @@ the run ends (done, target, stop, failure, a signal amid a compilation), its fol
 summary that says so, and no finished window is lost.
 """
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -244,7 +245,9 @@ class _Session:
             outcome = self._train(lambda: interruption.signum is not None)
         except RunError:
             # The disk is full or the like, no fault of the run: it stays unfinished, without a
-            # summary, and the same command goes on.
+            # summary, and the same command goes on. The lines that still can be written are.
+            with contextlib.suppress(RunError):
+                self.ledger.close()
             raise
         except BaseException as error:
             self.ledger.close()
@@ -256,48 +259,52 @@ class _Session:
         return Result(self.folder.path, "", summary, signum)
 
     def _train(self, stop_requested) -> Outcome:
+        checkpoints = Checkpoints(self.folder.checkpoints, self.plan.config.keep)
+        with contextlib.closing(checkpoints):  # also where no phase can be begun any more
+            try:
+                return self._train_with(checkpoints, stop_requested)
+            finally:
+                with self.ledger.phase("checkpoint"):
+                    checkpoints.close()
+
+    def _train_with(self, checkpoints: Checkpoints, stop_requested) -> Outcome:
         plan, ledger = self.plan, self.ledger
-        checkpoints = Checkpoints(self.folder.checkpoints, plan.config.keep)
-        try:
-            with ledger.phase("input") as phase:
-                splits = transfer(plan)
-                phase.fence(splits)
-            with ledger.phase("compile") as phase:
-                programs = compile_programs(plan, splits, self.platform)
-                phase.fence(splits)
-            self._facts["compiled"] = programs.facts
-            with ledger.phase("warmup") as phase:
-                warm_up(programs)
-                state = jax.block_until_ready(programs.init(programs.state_key))
-                phase.fence(state)
-            state, progress = self._resumed(checkpoints, state)
-            self._measure_idle(stop_requested)
-            loop = Loop(
-                plan=plan,
-                programs=programs,
-                ledger=ledger,
-                account=Account(
-                    ledger, self.meters.counted_domains, self.meters.provenance, self._earlier_j
-                ),
-                checkpoints=checkpoints,
-                folder=self.folder,
-                stop_requested=stop_requested,
-                observer=self.observer,
-                tick_s=max((d.tick_s for d in self.meters.domains if d.counted), default=0.0),
-            )
-            outcome = loop.run(state, progress)
-            if outcome.status in ("completed", "target_reached"):
-                accuracy = loop.evaluate(outcome.state, outcome.update, "test")
-                if accuracy is None:  # stopped at the very end: what is left is done next time
-                    return dataclasses.replace(outcome, status="preempted")
-                self._facts["final"] = {"test_accuracy": accuracy}
-                with ledger.phase("checkpoint"):
-                    checkpoints.wait()  # while it is written, nothing is idle
-                self._measure_idle(stop_requested)
-            return outcome
-        finally:
+        with ledger.phase("input") as phase:
+            splits = transfer(plan)
+            phase.fence(splits)
+        with ledger.phase("compile") as phase:
+            programs = compile_programs(plan, splits, self.platform)
+            phase.fence(splits)
+        self._facts["compiled"] = programs.facts
+        with ledger.phase("warmup") as phase:
+            warm_up(programs)
+            state = jax.block_until_ready(programs.init(programs.state_key))
+            phase.fence(state)
+        state, progress = self._resumed(checkpoints, state)
+        self._measure_idle(stop_requested)
+        loop = Loop(
+            plan=plan,
+            programs=programs,
+            ledger=ledger,
+            account=Account(
+                ledger, self.meters.counted_domains, self.meters.provenance, self._earlier_j
+            ),
+            checkpoints=checkpoints,
+            folder=self.folder,
+            stop_requested=stop_requested,
+            observer=self.observer,
+            tick_s=max((d.tick_s for d in self.meters.domains if d.counted), default=0.0),
+        )
+        outcome = loop.run(state, progress)
+        if outcome.status in ("completed", "target_reached"):
+            accuracy = loop.evaluate(outcome.state, outcome.update, "test")
+            if accuracy is None:  # stopped at the very end: what is left is done next time
+                return dataclasses.replace(outcome, status="preempted")
+            self._facts["final"] = {"test_accuracy": accuracy}
             with ledger.phase("checkpoint"):
-                checkpoints.close()
+                checkpoints.wait()  # while it is written, nothing is idle
+            self._measure_idle(stop_requested)
+        return outcome
 
     def _resumed(self, checkpoints: Checkpoints, state):
         """The state to go on from: the newest checkpoint's, or the fresh one."""
