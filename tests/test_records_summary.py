@@ -3,6 +3,7 @@
 import json
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -61,7 +62,7 @@ def _seconds(lines):
 
 
 def summary_of(lines, metrics=(), config=CONFIG, mean_per=no_mean, **facts):
-    estimators = SimpleNamespace(mean_per=mean_per, idle_account=pooled_idle)
+    estimators: Any = SimpleNamespace(mean_per=mean_per, idle_account=pooled_idle)
     return summarise(config, lines, metrics, {**FACTS, **facts}, estimators=estimators)
 
 

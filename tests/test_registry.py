@@ -1,5 +1,7 @@
 """Names that are unknown are refused so that a person can mend them."""
 
+import math
+
 import pytest
 
 from jaxenergy.errors import UsageError, unknown_value
@@ -47,4 +49,4 @@ def test_a_plug_in_that_is_not_there_is_refused(spec, word):
 
 
 def test_a_plug_in_is_loaded():
-    assert load_attribute("math:sqrt", "--optimizer")(9.0) == 3.0
+    assert load_attribute("math:sqrt", "--optimizer") is math.sqrt
