@@ -13,7 +13,7 @@ import textwrap
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxenergy.errors import RunError, UsageError
@@ -159,6 +159,7 @@ def test_names_that_could_leave_out_or_break_a_terminal_are_refused(tmp_path, na
 
 
 @given(st.text(max_size=30))
+@example("0\u16800")  # a space that is none of the controls
 def test_whatever_name_is_accepted_stays_one_folder_below_out(tmp_path_factory, name):
     out = tmp_path_factory.getbasetemp() / "names"
     try:

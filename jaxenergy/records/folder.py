@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -349,8 +348,8 @@ def check_name(name: str) -> None:
         fault = "has a slash"
     elif name.startswith("."):
         fault = "begins with a dot"
-    elif any(unicodedata.category(char) in ("Zl", "Zp") or _is_control(char) for char in name):
-        fault = "has a control character"
+    elif not name.isprintable():  # controls, text direction, spaces that look like none
+        fault = "has a control character or a space other than the plain one"
     elif len(name.encode()) > MAX_NAME_BYTES:
         fault = f"is longer than {MAX_NAME_BYTES} bytes"
     elif is_superseded(name):
@@ -362,11 +361,6 @@ def check_name(name: str) -> None:
         f"Allowed: up to {MAX_NAME_BYTES} bytes of letters, digits, -, _, . and the like, "
         "without slash, leading dot or control characters."
     )
-
-
-def _is_control(char: str) -> bool:
-    """Control, format (e.g. text direction), surrogate, private or unassigned."""
-    return unicodedata.category(char).startswith("C")
 
 
 def _choose_action(
