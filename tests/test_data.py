@@ -107,7 +107,9 @@ def test_importing_and_loading_digits_imports_no_heavy_package():
     [
         ("cifar", "Did you mean 'cifar10'"),
         ("digits:9", "takes no options"),
-        ("synthetic:32", "is not understood"),
+        ("synthetic:32x32x3x1", "is not understood"),
+        ("synthetic:0", "at least 1"),
+        ("synthetic:32,classes=257", "at most 256 kinds"),
         ("synthetic:0x8", "at least 1"),
         ("synthetic:8x8,clases=3", "Did you mean 'classes'"),
         ("synthetic:8x8,classes=0", "from 1 to"),

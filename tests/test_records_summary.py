@@ -278,6 +278,12 @@ def test_without_parameters_only_the_mean_per_parameter_is_null():
     assert summary["per_update_per_parameter_j"]["mean"] is None
 
 
+def test_of_sequences_the_mean_per_token_is_told():
+    summary = summary_of([window(0, 10)], mean_per=ratio_of_sums, tokens_per_example=16)
+    assert summary["per_token_j"]["mean"] == summary["per_example_j"]["mean"] / 16
+    assert "per_token_j" not in summary_of([window(0, 10)], mean_per=ratio_of_sums)
+
+
 def test_net_total_is_null_where_idle_was_not_measured():
     energy = summary_of([window(0, 10)])["energy_j"]
     assert energy["total"] == 1.5

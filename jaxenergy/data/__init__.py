@@ -1,4 +1,4 @@
-"""Data sets of fixed-shape images, read once into memory as `uint8`.
+"""Data sets of fixed-shape images or texts, read once into memory as `uint8`.
 
 `load(name, data_dir=...)` is the door; the part that runs on the device is in
 `jaxenergy.data.pipeline`, the only module here that imports jax. A new set is one row of
@@ -14,6 +14,7 @@ from jaxenergy.data.dataset import Dataset, Facts, Split, build_dataset
 from jaxenergy.data.digits import load_digits
 from jaxenergy.data.official import OFFICIAL, build_official
 from jaxenergy.data.synthetic import load_synthetic
+from jaxenergy.data.text import load_stdlib, load_text
 from jaxenergy.errors import UsageError
 from jaxenergy.registry import Registry
 
@@ -27,7 +28,7 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
         name: a name of `DATASETS`, with options after a colon for those that take any, e.g.
             `digits`, `cifar10`, `synthetic:32x32x3,classes=10,examples=50000`.
         data_dir: for published sets, an official archive, the folder that holds it, the folder of
-            extracted files, its parent, or a folder of TensorFlow Datasets.
+            extracted files, its parent, or a folder of TensorFlow Datasets; for `text`, the file.
 
     Returns:
         The data set, in memory.
@@ -117,5 +118,12 @@ for _name, _description in {
 DATASETS.add(
     "synthetic",
     load_synthetic,
-    "random images, e.g. synthetic:32x32x3,classes=10,examples=50000,seed=0",
+    "random images, e.g. synthetic:32x32x3,classes=10,examples=50000,seed=0, or tokens, e.g. "
+    "synthetic:256,classes=65",
 )
+DATASETS.add(
+    "stdlib",
+    load_stdlib,
+    "the source of the running Python as characters, e.g. stdlib:length=128,characters=2000000",
+)
+DATASETS.add("text", load_text, "characters of your own text, --data_dir=FILE; options as stdlib")

@@ -16,8 +16,10 @@ class Split:
     """One part of a data set.
 
     Args:
-        inputs: images, uint8 `[examples, height, width, channels]`.
-        labels: classes, int32 `[examples]`.
+        inputs: images, uint8 `[examples, height, width, channels]`, or sequences of tokens, uint8
+            `[examples, length]`.
+        labels: of images the classes, int32 `[examples]`; of tokens the one that follows each,
+            int32 `[examples, length]`.
 
     Raises:
         ValueError: a dtype or shape is another one; it names the one got.
@@ -27,15 +29,16 @@ class Split:
     labels: np.ndarray
 
     def __post_init__(self):
-        if self.inputs.dtype != np.uint8 or self.inputs.ndim != 4:
+        if self.inputs.dtype != np.uint8 or self.inputs.ndim not in (2, 4):
             raise ValueError(
-                f"inputs are {self.inputs.dtype}{list(self.inputs.shape)}; "
-                "uint8 [examples, height, width, channels] is wanted."
+                f"inputs are {self.inputs.dtype}{list(self.inputs.shape)}; uint8 [examples, "
+                "height, width, channels] or [examples, length] is wanted."
             )
-        if self.labels.dtype != np.int32 or self.labels.shape != self.inputs.shape[:1]:
+        wanted = self.inputs.shape if self.inputs.ndim == 2 else self.inputs.shape[:1]
+        if self.labels.dtype != np.int32 or self.labels.shape != wanted:
             raise ValueError(
                 f"labels are {self.labels.dtype}{list(self.labels.shape)}; "
-                f"int32 [{len(self.inputs)}] is wanted."
+                f"int32 {list(wanted)} is wanted."
             )
 
     @property
@@ -50,10 +53,12 @@ class Facts:
 
     Args:
         name: as typed after `--dataset`.
-        classes: how many classes its labels name.
+        classes: how many classes its labels name; of tokens, how many kinds there are.
         flips: whether an image mirrored left to right keeps its label.
         citation: how its authors want it cited.
         licence: under which terms it may be used, or that none are stated.
+        vocabulary: what each token stands for, by its number; empty where that is nothing, and for
+            images.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Facts:
     flips: bool
     citation: str
     licence: str
+    vocabulary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +78,8 @@ class Dataset:
         train: the part that is trained on.
         validation: held out of the official training part; tuning and stopping use it.
         test: the official test part; looked at once, at the end.
-        mean: mean of the training pixels per channel, in the units of the stored pixels.
+        mean: mean of the training pixels per channel, in the units of the stored pixels; empty for
+            tokens.
         std: standard deviation of the same; 1 for a channel that is constant.
         source: a sentence on where the arrays came from and what they were held to.
         digest: `sha256:` and the hash of all arrays; equal for equal examples in equal order.
@@ -113,10 +120,14 @@ class Dataset:
         return self.facts.licence
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
-        height, width, channels = self.train.inputs.shape[1:]
-        return height, width, channels
+    def tokens_per_example(self) -> int | None:
+        """The length of a sequence of tokens; None for images."""
+        return self.train.inputs.shape[1] if self.train.inputs.ndim == 2 else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of one image, or the length of a sequence."""
+        return self.train.inputs.shape[1:]
 
     @property
     def padding(self) -> int:
@@ -142,7 +153,7 @@ def build_dataset(
     Returns:
         The data set; its arrays are made read-only.
     """
-    mean, std = _channel_statistics(train.inputs)
+    mean, std = _channel_statistics(train.inputs) if train.inputs.ndim == 4 else ((), ())
     digest = hashlib.sha256()
     for split in (train, validation, test):
         digest.update(repr(split.inputs.shape).encode())

@@ -1,4 +1,4 @@
-"""What happens to images on the device, inside the jitted step: order, batch, augmentation, scale.
+"""What happens to examples on the device, inside the step: order, batch, augmentation, scale.
 
 All are pure functions of arrays and keys. The data set stays on the device as `uint8` and no host
 thread takes part, so what is measured is the training and nothing else.
@@ -54,14 +54,14 @@ def take_batch(
 
     Args:
         inputs: `[examples, ...]`.
-        labels: int32 `[examples]`.
+        labels: int32 `[examples, ...]`.
         orders: int32 `[epochs, examples]`, as from `epoch_orders`.
         position: int32 scalar, how many examples of `orders` were drawn before; the caller keeps
             `position + batch_size <= orders.size`.
         batch_size: examples per batch.
 
     Returns:
-        The batch of inputs `[batch_size, ...]` and of labels `[batch_size]`.
+        The batch of inputs `[batch_size, ...]` and of labels `[batch_size, ...]`.
     """
     indices = lax.dynamic_slice_in_dim(orders.reshape(-1), position, batch_size)
     return inputs[indices], labels[indices]

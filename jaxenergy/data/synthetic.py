@@ -2,7 +2,8 @@
 
 Pixels are uniform over 0..255 and never constant: the power of a matrix product depends on the
 values it multiplies, so a benchmark on zeros measures too little. Labels are uniform too, so
-there is nothing to learn but the training examples themselves.
+there is nothing to learn but the training examples themselves. One number for the shape gives
+sequences of that many random tokens, each labelled by the one that follows.
 
 References:
     S. Bhalachandra, B. Austin, S. Williams and N. J. Wright (2022). Understanding the Impact of
@@ -22,7 +23,11 @@ from jaxenergy.errors import UsageError, unknown_value
 
 DEFAULTS = {"classes": 10, "examples": 50_000, "seed": 0}
 DEFAULT_SHAPE = (32, 32, 3)
-_FORM = "synthetic:HEIGHTxWIDTHxCHANNELS,classes=10,examples=50000,seed=0"
+_FORM = (
+    "synthetic:HEIGHTxWIDTHxCHANNELS,classes=10,examples=50000,seed=0, "
+    "or synthetic:LENGTH,classes=65,… for tokens"
+)
+_MAX_TOKENS = 256  # a token is a byte
 
 
 def load_synthetic(spec: str, data_dir: Path | None = None) -> Dataset:
@@ -38,23 +43,33 @@ def load_synthetic(spec: str, data_dir: Path | None = None) -> Dataset:
         The data set; the same text gives the same bits everywhere.
 
     Raises:
-        UsageError: the text is not of that form, or the images do not fit in memory.
+        UsageError: the text is not of that form, or the examples do not fit in memory.
     """
     del data_dir
     shape, values = _parse(spec)
     classes, examples, seed = values["classes"], values["examples"], values["seed"]
     held_out = max(1, examples // 10)
-    needed_bytes = (examples + 2 * held_out) * math.prod(shape)
+    is_tokens = len(shape) == 1
+    if is_tokens and classes > _MAX_TOKENS:
+        raise UsageError(
+            f"--dataset=synthetic:{spec}: classes={classes}; of tokens there are at most "
+            f"{_MAX_TOKENS} kinds."
+        )
+    # Tokens are stored as bytes, and once more, shifted by one, as int32 labels.
+    needed_bytes = (examples + 2 * held_out) * math.prod(shape) * (5 if is_tokens else 1)
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed_bytes > memory_bytes:
         raise UsageError(
-            f"--dataset=synthetic:{spec}: the images take {needed_bytes} bytes; this machine has "
+            f"--dataset=synthetic:{spec}: the examples take {needed_bytes} bytes; this machine has "
             f"{memory_bytes} bytes of memory."
         )
     # The raw stream of a bit generator is fixed for ever; the distributions on top of it are not.
     stream = np.random.PCG64(seed)
 
     def draw(count: int) -> Split:
+        if is_tokens:
+            rows = stream.random_raw(count * (shape[0] + 1)).reshape(count, -1) % np.uint64(classes)
+            return Split(rows[:, :-1].astype(np.uint8), rows[:, 1:].astype(np.int32))
         inputs = _bytes(stream, count * math.prod(shape)).reshape(count, *shape)
         labels = stream.random_raw(count) % np.uint64(classes)
         return Split(inputs, labels.astype(np.int32))
@@ -63,7 +78,7 @@ def load_synthetic(spec: str, data_dir: Path | None = None) -> Dataset:
     facts = Facts(
         name=f"synthetic:{text}",
         classes=classes,
-        flips=True,
+        flips=not is_tokens,
         citation="none: generated",
         licence="none: generated",
     )
@@ -76,19 +91,21 @@ def load_synthetic(spec: str, data_dir: Path | None = None) -> Dataset:
     )
 
 
-def _parse(spec: str) -> tuple[tuple[int, int, int], dict[str, int]]:
+def _parse(spec: str) -> tuple[tuple[int, ...], dict[str, int]]:
     """The shape and the values of `DEFAULTS` that a text states."""
+    shape: tuple[int, ...]
     shape, values = DEFAULT_SHAPE, dict(DEFAULTS)
     for position, part in enumerate(spec.split(",") if spec else []):
         what = f"--dataset=synthetic:{spec}: {part!r}"
         key, equals, text = part.partition("=")
         if not equals:
-            if position or not re.fullmatch(r"[0-9]{1,6}x[0-9]{1,6}(x[0-9]{1,6})?", part):
+            if position or not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6}){0,2}", part):
                 raise UsageError(f"{what} is not understood. The form is {_FORM}.")
-            height, width, *rest = map(int, part.split("x"))
-            shape = (height, width, rest[0] if rest else 1)
+            shape = tuple(map(int, part.split("x")))
+            if len(shape) == 2:
+                shape = (*shape, 1)
             if min(shape) < 1:
-                raise UsageError(f"{what}: each of height, width and channels is at least 1.")
+                raise UsageError(f"{what}: each size is at least 1.")
             continue
         if key not in DEFAULTS:
             raise unknown_value(f"--dataset=synthetic:{spec}: option", key, DEFAULTS)

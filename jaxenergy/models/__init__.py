@@ -162,10 +162,17 @@ def build(
     activate = ACTIVATIONS[activation]
     if precision not in PRECISIONS:
         raise unknown_value("--precision", precision, PRECISIONS)
-    axes = {"image": 3, "tokens": 1}[entry.inputs]
-    if len(input_shape) != axes:
-        wanted = {3: "images (height, width, channels)", 1: "token sequences (length,)"}[axes]
-        raise UsageError(f"--model={family} takes {wanted}; examples here are {input_shape}.")
+    axes = {"image": 3, "tokens": 1}
+    if len(input_shape) != axes[entry.inputs]:
+        wanted = {
+            "image": "images (height, width, channels)",
+            "tokens": "token sequences (length,)",
+        }
+        fitting = [name for name in MODELS if axes[MODELS[name].inputs] == len(input_shape)]
+        raise UsageError(
+            f"--model={family} takes {wanted[entry.inputs]}; examples here are {input_shape}.\n"
+            f"Allowed for these: {', '.join(fitting) or 'no family'}."
+        )
     resolved = read_arguments(options, entry.options, f"--model={family}")
     depth = entry.depth if depth is None else depth
     width = entry.width if width is None else width

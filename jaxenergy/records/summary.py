@@ -27,6 +27,7 @@ _FACTS = (
     "why",
     "provenance",
     "parameters",
+    "tokens_per_example",
     "counted_domains",
     "final",
     "compiled",
@@ -84,7 +85,8 @@ def summarise(
         metrics_lines: the lines of `metrics.jsonl`: `update`, `train_loss`, `validation_accuracy`.
         facts: what the lines do not say. Required: `status`, `provenance`, `parameters` (int or
             None), `counted_domains` (fixed at the start). Optional: `why` (the reason of a
-            failure), `final` (e.g. `test_accuracy`; takes the place of what the metrics say),
+            failure), `tokens_per_example` (int or None), `final` (e.g. `test_accuracy`; takes the
+            place of what the metrics say),
             `compiled` (`flops_per_update`, `bytes_per_update`, `cache_hit`), `unaccounted_j` with
             `unaccounted_why`, `warnings` (sentences).
         estimators: of means, idle power and their intervals: `jaxenergy.energy`.
@@ -114,6 +116,8 @@ def summarise(
     metrics = _standing_metrics(metrics_lines, updates)
     parameters = facts["parameters"]
     per_update = _mean_per(estimators, train, "updates", domains)
+    per_example = _mean_per(estimators, train, "examples", domains)
+    tokens = facts.get("tokens_per_example")
     summary = {
         "schema": SCHEMA,
         "status": facts["status"],
@@ -130,8 +134,9 @@ def summarise(
         "energy_j": _energy(by_phase, domains, facts, estimators),
         "per_iteration_j": _mean_per(estimators, train, "iterations", domains),
         "per_update_j": per_update,
-        "per_example_j": _mean_per(estimators, train, "examples", domains),
-        "per_update_per_parameter_j": _per_parameter(per_update, parameters),
+        "per_example_j": per_example,
+        **({"per_token_j": _divided(per_example, tokens)} if tokens else {}),
+        "per_update_per_parameter_j": _divided(per_update, parameters),
         "compiled": _compiled(
             facts.get("compiled", {}), by_phase.get("compile", []), domains, per_update
         ),
@@ -290,6 +295,7 @@ def _final(metrics: Sequence[Line], given: Mapping[str, Any]) -> dict[str, Any]:
     last = metrics[-1] if metrics else {}
     measured = {
         "train_loss": last.get("train_loss"),
+        **{key: value for key, value in last.items() if key.startswith("validation_")},
         "validation_accuracy": last.get("validation_accuracy"),
         "test_accuracy": None,
     }
@@ -343,15 +349,16 @@ def _mean_per(
     return dict(estimators.mean_per(train, key, domains))
 
 
-def _per_parameter(per_update: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
-    if per_update["mean"] is None:
-        return dict(per_update)
-    if not parameters:
+def _divided(rate: Mapping[str, Any], count: int | None) -> dict[str, Any]:
+    """A mean with its interval per parameter or token."""
+    if rate["mean"] is None:
+        return dict(rate)
+    if not count:
         return {"mean": None, "why": "the number of parameters is not known"}
     return {
-        **per_update,
-        "mean": per_update["mean"] / parameters,
-        "ci95": [bound / parameters for bound in per_update["ci95"]],
+        **rate,
+        "mean": rate["mean"] / count,
+        "ci95": [bound / count for bound in rate["ci95"]],
     }
 
 

@@ -26,6 +26,7 @@ _RATES = (
     ("per iteration", "per_iteration_j"),
     ("per update", "per_update_j"),
     ("per example", "per_example_j"),
+    ("per token", "per_token_j"),
     ("per update and parameter", "per_update_per_parameter_j"),
 )
 
@@ -69,6 +70,9 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
     for name, key in (("test accuracy", "test_accuracy"), ("validation", "validation_accuracy")):
         if final[key] is not None:
             row(name, f"{final[key]:.2%}")
+    bits = final.get("test_bits_per_character", final.get("validation_bits_per_character"))
+    if bits is not None:
+        row("bits per character", f"{bits:.4f}")
     if final["train_loss"] is not None:
         row("train loss", f"{final['train_loss']:.5g}")
     row("updates", f"{summary['updates']:,} ({summary['examples']:,} examples)")
@@ -166,7 +170,9 @@ def _rates_table(summary: Mapping[str, Any]) -> Table:
         f"Joules of training, {summary['provenance']}", "", "mean", "95 % interval", "windows"
     )
     for name, key in _RATES:
-        rate = summary[key]
+        rate = summary.get(key)
+        if rate is None:  # images have no tokens
+            continue
         if rate["mean"] is None:
             table.add_row(name, "n/a", Text(rate["why"]), "")
             continue

@@ -17,7 +17,7 @@ from jaxenergy.energy import Ledger, updates_per_window
 from jaxenergy.records import RunFolder
 from jaxenergy.training.checkpoint import Checkpoints, Progress
 from jaxenergy.training.plan import Plan
-from jaxenergy.training.programs import Programs
+from jaxenergy.training.programs import Evaluation, Programs
 from jaxenergy.training.steps import CallMetrics, TrainState
 
 # A kill loses the window it falls in, so none is too long; a run of days should not leave millions
@@ -154,13 +154,13 @@ class Loop:
                 return self._end("preempted", state, update, progress)
             at_evaluation = update % plan.eval_every == 0 or update == plan.total_updates
             if at_evaluation and update > progress.evaluated_at:
-                accuracy = self.evaluate(state, update, "validation")
-                if accuracy is None:
+                evaluation = self.evaluate(state, update, "validation")
+                if evaluation is None:
                     return self._end("preempted", state, update, progress)
-                if math.isnan(accuracy):
+                if math.isnan(evaluation.accuracy):
                     why = f"the network's output is not finite after update {update}"
                     return Outcome("failed", state, update, why)
-                self._record(update, accuracy, progress)
+                self._record(update, evaluation, progress)
             if self._target_is_reached(progress):
                 return self._end("target_reached", state, update, progress)
             if update == plan.total_updates:
@@ -171,8 +171,8 @@ class Loop:
             if why is not None:
                 return Outcome("failed", state, update, why)
 
-    def evaluate(self, state: TrainState, update: int, split: str) -> float | None:
-        """The accuracy on a split, as an `eval` phase; None where a stop was asked for.
+    def evaluate(self, state: TrainState, update: int, split: str) -> Evaluation | None:
+        """How well a split is predicted, as an `eval` phase; None where a stop was asked for.
 
         Args:
             state: the train state after `update` updates.
@@ -180,9 +180,9 @@ class Loop:
             split: `validation` or `test`.
         """
         with self.ledger.phase("eval", first_update=update) as phase:
-            accuracy = self.programs.accuracy(state, split, self.stop_requested)
+            evaluation = self.programs.evaluation(state, split, self.stop_requested)
             phase.fence(state)
-        return accuracy
+        return evaluation
 
     def _stretch(
         self, state: TrainState, update: int, progress: Progress
@@ -247,18 +247,18 @@ class Loop:
         self.observer.advance(progress.update, value, self.account)
         return None
 
-    def _record(self, update: int, accuracy: float, progress: Progress) -> None:
+    def _record(self, update: int, evaluation: Evaluation, progress: Progress) -> None:
         metrics = {
             "update": update,
             "train_loss": progress.take_loss(),
-            "validation_accuracy": accuracy,
+            **evaluation_record(self.plan, evaluation, "validation"),
             "energy_j": self.account.energy_j(),
             "provenance": self.account.provenance,
         }
         if metrics["energy_j"] is None:
             metrics["why"] = {"energy_j": self.account.why_unknown()}
         progress.evaluated_at = update
-        progress.validation_accuracy = accuracy
+        progress.validation_accuracy = evaluation.accuracy
         self.folder.append_metrics(metrics)
         self.observer.evaluated(metrics)
 
@@ -283,6 +283,20 @@ class Loop:
     def _end(self, status: str, state: TrainState, update: int, progress: Progress) -> Outcome:
         self._save(state, update, progress)
         return Outcome(status, state, update)
+
+
+def evaluation_record(plan: Plan, evaluation: Evaluation, split: str) -> dict[str, float]:
+    """An evaluation as the records have it: accuracy, loss and, for text, bits per character.
+
+    Args:
+        plan: what is run.
+        evaluation: of that split.
+        split: `validation` or `test`, with which the keys begin.
+    """
+    record = {f"{split}_accuracy": evaluation.accuracy, f"{split}_loss": evaluation.loss}
+    if plan.dataset.tokens_per_example is not None:
+        record[f"{split}_bits_per_character"] = evaluation.bits
+    return record
 
 
 class _Window:

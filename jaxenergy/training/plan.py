@@ -109,6 +109,10 @@ def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
     else:
         epochs = _DEFAULT_EPOCHS if config.epochs is None else config.epochs
         total_updates = max(1, round(epochs * examples / config.batch_size))
+    if config.augment and dataset.tokens_per_example is not None:
+        raise UsageError(
+            f"--augment is for images; --dataset={config.dataset} has sequences of tokens."
+        )
     model = models.build(
         config.model,
         depth=config.depth,

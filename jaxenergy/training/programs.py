@@ -13,6 +13,7 @@ from jax import monitoring
 from jaxenergy.training.plan import Plan, updates_per_call
 from jaxenergy.training.steps import (
     DeviceSplit,
+    EvaluationCounts,
     TrainState,
     epoch_of,
     fixed_iterations,
@@ -26,6 +27,25 @@ _CACHE_EVENTS = {
     "/jax/compilation_cache/cache_hits": "hits",
     "/jax/compilation_cache/cache_misses": "misses",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How well the labels of a split are predicted.
+
+    Attributes:
+        accuracy: the share of predictions that are right, 0 to 1; NaN where the network's output is
+            not finite.
+        loss: the mean cross-entropy of a prediction, in nats; NaN likewise.
+    """
+
+    accuracy: float
+    loss: float
+
+    @property
+    def bits(self) -> float:
+        """The loss in bits: of a text in characters, bits per character."""
+        return self.loss / math.log(2)
 
 
 @dataclasses.dataclass
@@ -72,10 +92,10 @@ class Programs:
         left = self.plan.next_boundary(update) - update
         return self.updates_per_call if left >= self.updates_per_call else 1
 
-    def accuracy(
+    def evaluation(
         self, state: TrainState, split: str, stop_requested: Callable[[], bool] = lambda: False
-    ) -> float | None:
-        """The share of a split's examples that are predicted right; waits for the device.
+    ) -> Evaluation | None:
+        """How well a split's labels are predicted; waits for the device.
 
         Args:
             state: the train state.
@@ -83,21 +103,24 @@ class Programs:
             stop_requested: asked between batches.
 
         Returns:
-            The accuracy, 0 to 1; None where a stop was asked for before the end; NaN where the
-            network's output is not finite.
+            The evaluation; None where a stop was asked for before the end.
         """
         size = self.plan.eval_batch_sizes[split]
         arrays = self.splits[split]
         examples = arrays.labels.shape[0]
-        counts: list[jax.Array] = []
+        batches: list[EvaluationCounts] = []
         for start in range(0, examples, size):
             if stop_requested():
                 return None
-            counts.append(self.evaluate[split](state, arrays, np.int32(start)))
-            if len(counts) > 1:
-                jax.block_until_ready(counts[-2])  # one batch ahead, so that a stop is heard
-        correct = [int(count) for count in counts]
-        return math.nan if min(correct) < 0 else sum(correct) / examples
+            batches.append(self.evaluate[split](state, arrays, np.int32(start)))
+            if len(batches) > 1:
+                jax.block_until_ready(batches[-2])  # one batch ahead, so that a stop is heard
+        correct = [int(batch.correct) for batch in batches]
+        if min(correct) < 0:
+            return Evaluation(math.nan, math.nan)
+        predictions = arrays.labels.size
+        loss = math.fsum(float(batch.loss) for batch in batches) / predictions
+        return Evaluation(sum(correct) / predictions, loss)
 
 
 def transfer(plan: Plan) -> dict[str, DeviceSplit]:

@@ -28,7 +28,7 @@ from jaxenergy.records.files import plain_text
 from jaxenergy.records.summary import add_energy
 from jaxenergy.training.checkpoint import Checkpoints, Progress
 from jaxenergy.training.interruption import Interruption, exit_status
-from jaxenergy.training.loop import Account, Loop, Observer, Outcome
+from jaxenergy.training.loop import Account, Loop, Observer, Outcome, evaluation_record
 from jaxenergy.training.plan import Plan, make_plan
 from jaxenergy.training.programs import compile_programs, transfer, warm_up
 
@@ -234,6 +234,7 @@ class _Session:
             "provenance": self.meters.provenance,
             "counted_domains": self.meters.counted_domains,
             "parameters": self.plan.parameters,
+            "tokens_per_example": self.plan.dataset.tokens_per_example,
         }
         self._earlier_j = self._read_earlier_j()
         self._writing = threading.Lock()
@@ -297,10 +298,10 @@ class _Session:
         )
         outcome = loop.run(state, progress)
         if outcome.status in ("completed", "target_reached"):
-            accuracy = loop.evaluate(outcome.state, outcome.update, "test")
-            if accuracy is None:  # stopped at the very end: what is left is done next time
+            evaluation = loop.evaluate(outcome.state, outcome.update, "test")
+            if evaluation is None:  # stopped at the very end: what is left is done next time
                 return dataclasses.replace(outcome, status="preempted")
-            self._facts["final"] = {"test_accuracy": accuracy}
+            self._facts["final"] = evaluation_record(self.plan, evaluation, "test")
             with ledger.phase("checkpoint"):
                 checkpoints.wait()  # while it is written, nothing is idle
             self._measure_idle(stop_requested)

@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
 
 class DeviceSplit(NamedTuple):
-    """A split on the device: `inputs` uint8 [n, h, w, c] and `labels` int32 [n]."""
+    """A split on the device: uint8 [n, h, w, c] and int32 [n], or for tokens both [n, length]."""
 
     inputs: jax.Array
     labels: jax.Array
@@ -200,8 +200,8 @@ class Batch(NamedTuple):
     """What one update computes on.
 
     Attributes:
-        inputs: uint8 [batch, h, w, c], as stored.
-        labels: int32 [batch].
+        inputs: uint8 [batch, h, w, c] or [batch, length], as stored.
+        labels: int32 [batch] or [batch, length].
         key: PRNG key of what is random in the update.
     """
 
@@ -225,16 +225,24 @@ def make_take_batch(program: Program) -> Callable[[TrainState, DeviceSplit, jax.
 def make_prepare(program: Program) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Makes the function from stored inputs and a PRNG key to what the model sees.
 
-    That is uint8 to float32 [batch, h, w, c]: augmented, where the program says so, and scaled.
+    That is uint8 to float32 [batch, h, w, c]: augmented, where the program says so, and scaled; or
+    to int32 [batch, length], for tokens.
     """
     dataset = program.dataset
 
     def prepare(inputs: jax.Array, key: jax.Array) -> jax.Array:
         if program.augment:
             inputs = pipeline.augment(key, inputs, padding=dataset.padding, flip=dataset.flips)
-        return pipeline.normalise(inputs, dataset.mean, dataset.std)
+        return _scaled(inputs, dataset)
 
     return prepare
+
+
+def _scaled(inputs: jax.Array, dataset: Dataset) -> jax.Array:
+    """Stored inputs as the model takes them."""
+    if dataset.tokens_per_example is not None:
+        return inputs.astype(jnp.int32)
+    return pipeline.normalise(inputs, dataset.mean, dataset.std)
 
 
 def make_forward(
@@ -365,9 +373,22 @@ def _make_over_examples(iteration: Callable) -> Callable:
     return over_examples
 
 
+class EvaluationCounts(NamedTuple):
+    """What the evaluation of a batch counts.
+
+    Attributes:
+        correct: predictions that are right, int32 scalar; -1 where the network's output is not
+            finite, since parameters can be spoilt by the very last update, after the last loss.
+        loss: the sum of the losses of all predictions, float32 scalar.
+    """
+
+    correct: jax.Array
+    loss: jax.Array
+
+
 def make_evaluate(
     program: Program, batch_size: int
-) -> Callable[[TrainState, DeviceSplit, jax.Array], jax.Array]:
+) -> Callable[[TrainState, DeviceSplit, jax.Array], EvaluationCounts]:
     """Makes the function that counts correct predictions on one batch of a split.
 
     Args:
@@ -377,12 +398,10 @@ def make_evaluate(
 
     Returns:
         A function of the state, the split and the batch's first index (int32 scalar) that gives
-        the number of correct predictions (int32 scalar); -1 where the network's output is not
-        finite, since parameters can be spoilt by the very last update, after the last loss.
+        the counts. An image is one prediction, a sequence as many as it has tokens.
     """
-    dataset = program.dataset
 
-    def evaluate(state: TrainState, split: DeviceSplit, start: jax.Array) -> jax.Array:
+    def evaluate(state: TrainState, split: DeviceSplit, start: jax.Array) -> EvaluationCounts:
         examples = split.labels.shape[0]
         first = jnp.minimum(start, examples - batch_size)
         inputs = jax.lax.dynamic_slice_in_dim(split.inputs, first, batch_size)
@@ -392,12 +411,18 @@ def make_evaluate(
                 program.optimizer.evaluation_params(state.params, state.opt_state),
                 state.batch_stats,
             ),
-            pipeline.normalise(inputs, dataset.mean, dataset.std),
+            _scaled(inputs, program.dataset),
             train=False,
         )
+        logits = logits.astype(jnp.float32)
         is_new = first + jnp.arange(batch_size) >= start
+        is_new = is_new.reshape(-1, *(1,) * (labels.ndim - 1))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & is_new)
-        return jnp.where(jnp.all(jnp.isfinite(logits)), correct, -1)
+        return EvaluationCounts(
+            correct=jnp.where(jnp.all(jnp.isfinite(logits)), correct, -1),
+            loss=jnp.sum(jnp.where(is_new, losses, 0.0)),
+        )
 
     return evaluate
 
