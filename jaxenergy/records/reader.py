@@ -117,11 +117,28 @@ def read_runs(
     Raises:
         UsageError: there is no such folder.
     """
+    return [_row(run) for run in find_runs(path, superseded=superseded)]
+
+
+def find_runs(path: str | os.PathLike[str], *, superseded: bool = False) -> Iterator[Run]:
+    """All runs below a folder, in the order of their paths.
+
+    Args:
+        path: as for `read_runs`.
+        superseded: whether to include the folders that `--overwrite` moved aside.
+
+    Yields:
+        The runs; their windows, metrics and environment are read when they are asked for.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
     root = Path(path)
     if not root.is_dir():
         raise UsageError(f"{plain_text(root)} is no folder. Give the folder that holds the runs.")
-    runs = _find_runs(root)
-    return [_row(run) for run in runs if superseded or not is_superseded(run.name)]
+    for run in _find_runs(root):
+        if superseded or not is_superseded(run.name):
+            yield run
 
 
 def is_superseded(name: str) -> bool:
