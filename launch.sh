@@ -181,7 +181,7 @@ case $command in
     usage >&2
     exit 2
     ;;
-  test) extras="rapl test tfds" ;;
+  test) extras="rapl test tfds torch" ;;
   *)
     is_driver "$command" || refuse_driver "$command"
     extras="rapl tfds"

@@ -6,10 +6,12 @@ References:
     (the norm before each branch).
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxenergy.activations import Activation
 from jaxenergy.arguments import COUNT, Argument
@@ -35,6 +37,20 @@ def head_count(width: int, heads: int | None) -> int:
             f" of them. Nearest: {max(round(width / heads), 1) * heads}."
         )
     return heads
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """Softmax attention over [batch, length, heads, size].
+
+    JAX's own takes its softmax in float32 whatever the dtype. In float64, in which programs are
+    held against each other and nothing is timed, it is written out.
+    """
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal)
+    scores = jnp.einsum("btnh,bsnh->bnts", query, key) / math.sqrt(query.shape[-1])
+    if causal:
+        scores = jnp.where(jnp.tri(scores.shape[-1], dtype=bool), scores, -jnp.inf)
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value)
 
 
 class TransformerBlock(nn.Module):
@@ -72,7 +88,7 @@ class TransformerBlock(nn.Module):
         query, key, value = (
             projected.reshape(batch, length, 3, self.heads, -1)[:, :, part] for part in range(3)
         )
-        y = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        y = _attend(query, key, value, self.causal)
         y = dense(features, self.dtype, 1.0 / self.branches)(y.reshape(batch, length, features))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         x = x + drop_path(self, y, self.stochastic_depth, train)

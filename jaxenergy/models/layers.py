@@ -188,5 +188,5 @@ def drop_path_rates(last: float, blocks: int) -> tuple[float, ...]:
 
 
 def classify(x: jax.Array, classes: int, dtype: Any, gain: float = 1.0) -> jax.Array:
-    """The last layer: logits in float32, whatever the precision before."""
-    return dense(classes, dtype, gain)(x).astype(jnp.float32)
+    """The last layer: logits in float32 (in float64, where that is the precision before)."""
+    return dense(classes, dtype, gain)(x).astype(jnp.promote_types(dtype, jnp.float32))

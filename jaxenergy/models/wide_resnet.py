@@ -21,8 +21,8 @@ from jaxenergy.models.family import (
 from jaxenergy.models.layers import classify, conv, drop_path_rates, normalise
 from jaxenergy.models.resnet import STAGES, ResidualBlock
 
-_STEM_CHANNELS = 16
-_DEPTH_RULE = DepthRule(2 * STAGES, 4, "weight layers")
+STEM_CHANNELS = 16
+DEPTH_RULE = DepthRule(2 * STAGES, 4, "weight layers")
 
 
 class WideResNet(nn.Module):
@@ -40,14 +40,14 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
-        blocks = _DEPTH_RULE.blocks(self.depth)
+        blocks = DEPTH_RULE.blocks(self.depth)
         rates = drop_path_rates(self.stochastic_depth, STAGES * blocks)
-        stem = conv(_STEM_CHANNELS, 3, self.dtype, use_bias=self.norm == "none")
+        stem = conv(STEM_CHANNELS, 3, self.dtype, use_bias=self.norm == "none")
         x = stem(inputs.astype(self.dtype))
         for index, rate in enumerate(rates):
             stage, block = divmod(index, blocks)
             x = ResidualBlock(
-                width=_STEM_CHANNELS * self.width << stage,
+                width=STEM_CHANNELS * self.width << stage,
                 strides=2 if stage > 0 and block == 0 else 1,
                 version="v2",
                 bottleneck=False,
@@ -82,7 +82,7 @@ FAMILY = Family(
     depth=16,
     width=4,
     width_counts="the factor by which it is wider than a ResNet",
-    depth_rule=lambda options: _DEPTH_RULE,
+    depth_rule=lambda options: DEPTH_RULE,
     options={
         "norm": norm_argument("batch"),
         "dropout": DROPOUT,

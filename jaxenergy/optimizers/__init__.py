@@ -23,9 +23,28 @@ from jaxenergy.optimizers.schedules import SCHEDULES, build_schedule
 from jaxenergy.optimizers.table import OPTIMIZERS, Row
 from jaxenergy.registry import load_attribute
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "build", "parse_args"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "Settings", "build", "parse_args"]
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What means the same for every optimizer; an optimizer that wraps another passes it on.
+
+    Attributes:
+        learning_rate: as asked for; None for the optimizer's default.
+        schedule: one of `SCHEDULES` with its arguments; None for the optimizer's default.
+        total_updates: updates of the run, which the schedule spans.
+        weight_decay: as asked for; None for the optimizer's default.
+        clip_norm: bound on the global norm of the gradient; None for no bound.
+    """
+
+    learning_rate: float | None
+    schedule: str | None
+    total_updates: int
+    weight_decay: float | None
+    clip_norm: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +58,7 @@ class Optimizer:
         hyper_parameters: every hyper-parameter as resolved, as JSON takes them.
         tx: the Optax transformation: clipping, decay where it is coupled, the optimizer.
         row: what the table says of it.
+        settings: what it was asked for beyond its hyper-parameters, the schedule resolved.
     """
 
     name: str
@@ -47,6 +67,7 @@ class Optimizer:
     hyper_parameters: Mapping[str, Any]
     tx: optax.GradientTransformationExtraArgs
     row: Row
+    settings: Settings
 
     @property
     def per_example_gradients(self) -> bool:
@@ -155,22 +176,11 @@ def build(
     return _build(
         name,
         dict(args or {}),
-        _Settings(learning_rate, schedule, total_updates, weight_decay, clip_norm),
+        Settings(learning_rate, schedule, total_updates, weight_decay, clip_norm),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """What means the same for every optimizer; an optimizer that wraps another passes it on."""
-
-    learning_rate: float | None
-    schedule: str | None
-    total_updates: int
-    weight_decay: float | None
-    clip_norm: float | None
-
-
-def _build(name: str, args: dict[str, object], settings: _Settings) -> Optimizer:
+def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
     """Builds an optimizer and the one it wraps."""
     is_plug_in = ":" in name
     row = _plug_in(name) if is_plug_in else OPTIMIZERS[name]
@@ -221,11 +231,12 @@ def _build(name: str, args: dict[str, object], settings: _Settings) -> Optimizer
         hyper_parameters=resolved,
         tx=_with_plain_state(transformation),
         row=row,
+        settings=settings,
     )
 
 
 def _split_base(
-    name: str, row: Row, args: dict[str, object], settings: _Settings
+    name: str, row: Row, args: dict[str, object], settings: Settings
 ) -> tuple[Optimizer, dict[str, object]]:
     """Builds the optimizer that another wraps, from `base=NAME` and its arguments `base.x=...`.
 
@@ -252,7 +263,7 @@ def _before(
     row: Row,
     arguments: Mapping[str, Argument],
     args: dict[str, object],
-    settings: _Settings,
+    settings: Settings,
 ) -> list[optax.GradientTransformation]:
     """What changes the gradient before the optimizer sees it: clipping, decay it has not itself.
 

@@ -312,7 +312,7 @@ def _make_prepared_loss(program: Program) -> Callable:
             train=True,
             key=dropout_key,
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.mean(losses), batch_stats
 
     return loss_fn

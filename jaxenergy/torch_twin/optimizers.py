@@ -1,0 +1,361 @@
+"""PyTorch's own optimizers with Optax's meaning, and what keeps the others from having a twin.
+
+Each row of `OPTIMIZERS` says how Optax's hyper-parameters become those of the class in
+`torch.optim`, and which values no argument of that class can express: those are refused, since a
+comparison of two programs that differ says nothing. docs/frameworks.md has the definitions side by
+side. The rate of an update comes from the schedule's own function, so both sides have the same.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer as TorchOptimizer
+
+from jaxenergy.optimizers import Optimizer
+from jaxenergy.optimizers.schedules import build_schedule
+
+Groups = list[dict[str, Any]]
+Hyper = Mapping[str, Any]
+Kernels = dict[str, bool]  # which of PyTorch's implementations: fused, foreach, capturable
+
+_NADAM_MOMENTUM_DECAY = 1e9  # 0.96 to this power is 0, which leaves beta1 alone: Optax's constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """An optimizer's twin.
+
+    Attributes:
+        make: from parameter groups (with `lr` and `weight_decay`), hyper-parameters and kernels to
+            the PyTorch optimizer.
+        needs: the values that Optax's hyper-parameters must have, where the class has no argument.
+        refusal: what else keeps a set-up from having a twin, as a clause; None where nothing does.
+        state: Optax's names of the state, with the tensor that it is in a parameter's state in
+            PyTorch, by hyper-parameters (`learning_rate` among them) and that state.
+        before_update: changes a group before an update, by hyper-parameters and the update's
+            number from 1.
+        fused: whether there is a fused implementation, also on the CPU.
+        capturable: whether a CUDA graph can hold the update.
+        own_decay: whether weight decay is a hyper-parameter of Optax's own function.
+        takes_decay: whether the class has an argument for weight decay.
+    """
+
+    make: Callable[[Groups, Hyper, Kernels], TorchOptimizer]
+    needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    refusal: Callable[[Optimizer], str | None] = lambda optimizer: None
+    state: Mapping[str, Callable[[Hyper, Mapping[str, Any]], Tensor]] = dataclasses.field(
+        default_factory=dict
+    )
+    before_update: Callable[[dict[str, Any], Hyper, int], None] | None = None
+    fused: bool = False
+    capturable: bool = True
+    own_decay: bool = False
+    takes_decay: bool = True
+
+
+def _sgd(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    momentum = hyper["momentum"] or 0.0
+    nesterov = bool(hyper["nesterov"] and momentum)
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **kernels)
+
+
+def _adam(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    betas = (hyper["b1"], hyper["b2"])
+    return torch.optim.Adam(groups, betas=betas, eps=hyper["eps"], **kernels)
+
+
+def _adamw(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    betas = (hyper["b1"], hyper["b2"])
+    return torch.optim.AdamW(groups, betas=betas, eps=hyper["eps"], **kernels)
+
+
+def _nadam(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.NAdam(
+        groups,
+        betas=(hyper["b1"], hyper["b2"]),
+        eps=hyper["eps"],
+        momentum_decay=_NADAM_MOMENTUM_DECAY,
+        **kernels,
+    )
+
+
+def _nadamw(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.NAdam(
+        groups,
+        betas=(hyper["b1"], hyper["b2"]),
+        eps=hyper["eps"],
+        momentum_decay=_NADAM_MOMENTUM_DECAY,
+        decoupled_weight_decay=True,
+        **kernels,
+    )
+
+
+def _adagrad(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    # Optax divides by sqrt(sum + eps), PyTorch by sqrt(sum) + eps: a sum that begins eps larger.
+    start = hyper["initial_accumulator_value"] + hyper["eps"]
+    return torch.optim.Adagrad(groups, initial_accumulator_value=start, eps=0.0, **kernels)
+
+
+def _adadelta(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.Adadelta(groups, rho=hyper["rho"], eps=hyper["eps"], **kernels)
+
+
+def _adamax(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    betas = (hyper["b1"], hyper["b2"])
+    return torch.optim.Adamax(groups, betas=betas, eps=hyper["eps"], **kernels)
+
+
+def _radam(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.RAdam(groups, betas=(hyper["b1"], hyper["b2"]), eps=hyper["eps"], **kernels)
+
+
+def _radam_eps(group: dict[str, Any], hyper: Hyper, count: int) -> None:
+    # Optax adds eps to the root of the corrected second moment, PyTorch to that of the plain one.
+    group["eps"] = hyper["eps"] * math.sqrt(1 - hyper["b2"] ** count)
+
+
+def _rmsprop(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.RMSprop(
+        groups,
+        alpha=hyper["decay"],
+        eps=hyper["eps"],
+        momentum=hyper["momentum"] or 0.0,
+        centered=hyper["centered"],
+        **kernels,
+    )
+
+
+def _rmsprop_refusal(optimizer: Optimizer) -> str | None:
+    if optimizer.hyper_parameters["momentum"] and not _is_constant(optimizer):
+        return (
+            "with momentum only with --schedule=constant: Optax gathers momentum of steps that are"
+            " scaled by the rate, PyTorch of unscaled ones"
+        )
+    return None
+
+
+def _rprop(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.Rprop(
+        groups,
+        etas=(hyper["eta_minus"], hyper["eta_plus"]),
+        step_sizes=(hyper["min_step_size"], hyper["max_step_size"]),
+        **kernels,
+    )
+
+
+def _rprop_refusal(optimizer: Optimizer) -> str | None:
+    if not _is_constant(optimizer):
+        return "only with --schedule=constant: torch.optim.Rprop takes its rate once"
+    hyper = optimizer.hyper_parameters
+    if not hyper["min_step_size"] <= (optimizer.learning_rate or 0) <= hyper["max_step_size"]:
+        return "only with a learning rate between min_step_size and max_step_size"
+    return None
+
+
+def _adagrad_refusal(optimizer: Optimizer) -> str | None:
+    hyper = optimizer.hyper_parameters
+    if hyper["initial_accumulator_value"] + hyper["eps"] > 0:
+        return None
+    return "only where initial_accumulator_value or eps is above 0"
+
+
+def _is_constant(optimizer: Optimizer) -> bool:
+    return (optimizer.settings.schedule or "").partition(":")[0] == "constant"
+
+
+_MOMENTS = {
+    "mu": lambda hyper, state: state["exp_avg"],
+    "nu": lambda hyper, state: state["exp_avg_sq"],
+}
+_PLAIN_ADAM = {"eps_root": 0.0, "mu_dtype": None}
+
+OPTIMIZERS: Mapping[str, Twin] = {
+    "sgd": Twin(
+        _sgd,
+        needs={"accumulator_dtype": None},
+        state={"trace": lambda hyper, state: state["momentum_buffer"]},
+        fused=True,
+    ),
+    "adam": Twin(_adam, needs={**_PLAIN_ADAM, "nesterov": False}, state=_MOMENTS, fused=True),
+    "adamw": Twin(
+        _adamw,
+        needs={**_PLAIN_ADAM, "nesterov": False},
+        state=_MOMENTS,
+        fused=True,
+        own_decay=True,
+    ),
+    "nadam": Twin(_nadam, needs={**_PLAIN_ADAM, "nesterov": True}, state=_MOMENTS),
+    "nadamw": Twin(
+        _nadamw, needs={**_PLAIN_ADAM, "nesterov": True}, state=_MOMENTS, own_decay=True
+    ),
+    "adagrad": Twin(
+        _adagrad,
+        state={"sum_of_squares": lambda hyper, state: state["sum"] - hyper["eps"]},
+        refusal=_adagrad_refusal,
+        fused=True,
+        capturable=False,
+    ),
+    "adadelta": Twin(
+        _adadelta,
+        state={
+            "e_g": lambda hyper, state: state["square_avg"],
+            "e_x": lambda hyper, state: state["acc_delta"],
+        },
+        own_decay=True,
+    ),
+    "adamax": Twin(
+        _adamax,
+        state={
+            "mu": lambda hyper, state: state["exp_avg"],
+            "nu": lambda hyper, state: state["exp_inf"],
+        },
+    ),
+    "radam": Twin(
+        _radam,
+        needs={"eps_root": 0.0, "threshold": 5.0, "nesterov": False},
+        state=_MOMENTS,
+        before_update=_radam_eps,
+        capturable=False,
+    ),
+    "rmsprop": Twin(
+        _rmsprop,
+        needs={
+            "eps_in_sqrt": False,
+            "initial_scale": 0.0,
+            "nesterov": False,
+            "bias_correction": False,
+        },
+        refusal=_rmsprop_refusal,
+        state={
+            "nu": lambda hyper, state: state["square_avg"],
+            "mu": lambda hyper, state: state["grad_avg"],
+            "trace": lambda hyper, state: state["momentum_buffer"] * -hyper["learning_rate"],
+        },
+    ),
+    "rprop": Twin(
+        _rprop,
+        refusal=_rprop_refusal,
+        state={
+            "step_sizes": lambda hyper, state: state["step_size"],
+            "prev_updates": lambda hyper, state: state["step_size"] * state["prev"].sign(),
+        },
+        takes_decay=False,
+    ),
+}
+
+
+class Rule:
+    """What moves a network's parameters: clipping, weight decay, PyTorch's optimizer, its rates.
+
+    Args:
+        optimizer: the optimizer as Optax has it; it has a twin.
+        parameters: the parameters by their names in Flax.
+        capturable: whether updates are to be held by a CUDA graph.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Mapping[str, Tensor], *, capturable: bool):
+        settings = optimizer.settings
+        self.twin = OPTIMIZERS[optimizer.name]
+        self.parameters = parameters
+        self.hyper = {**optimizer.hyper_parameters, "learning_rate": optimizer.learning_rate}
+        self._rates = _Rates(optimizer)
+        self._updates = 0
+        self._clip_norm = settings.clip_norm
+        decay = self.hyper["weight_decay"] if self.twin.own_decay else settings.weight_decay
+        self._decay_by_hand = 0.0 if self.twin.takes_decay else decay or 0.0
+        tensors = list(parameters.values())
+        device = tensors[0].device
+        # In a graph the rate is a number in the device's memory, which changes without the graph.
+        self.captured = capturable and self.twin.capturable
+        self._rate = torch.tensor(self._rates[0], device=device) if self.captured else None
+        rate = self._rates[0] if self._rate is None else self._rate
+        self.matrices = [p for p in tensors if p.ndim >= 2]
+        groups: Groups = [{"params": tensors, "lr": rate, "weight_decay": 0.0}]
+        if decay and self.twin.takes_decay:
+            vectors = [p for p in tensors if p.ndim < 2]
+            groups = [{"params": self.matrices, "lr": rate, "weight_decay": decay}]
+            if vectors:
+                groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+        if not self.twin.takes_decay:
+            groups = [{key: value for key, value in groups[0].items() if key != "weight_decay"}]
+        self.torch_optimizer = self.twin.make(groups, self.hyper, self._kernels(device))
+
+    def _kernels(self, device: torch.device) -> Kernels:
+        kernels: Kernels = {}
+        if self.twin.fused:
+            kernels["fused"] = True
+        elif device.type == "cuda":
+            kernels["foreach"] = True  # on the CPU it is a loop like any other
+        if self.captured and self.twin.make is not _sgd:  # which has nothing that a graph minds
+            kernels["capturable"] = True
+        return kernels
+
+    def set_rates(self) -> None:
+        """Sets what changes from update to update; before each, outside any graph."""
+        rate = self._rates[self._updates]
+        self._updates += 1
+        if self._rate is not None:
+            self._rate.fill_(rate)
+        for group in self.torch_optimizer.param_groups:
+            if self._rate is None:
+                group["lr"] = rate
+            if self.twin.before_update is not None:
+                self.twin.before_update(group, self.hyper, self._updates)
+
+    def step(self) -> None:
+        """Moves the parameters by their gradients, once."""
+        if self._clip_norm is not None:
+            tensors = list(self.parameters.values())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
+            # PyTorch divides by the norm plus 1e-6, Optax by the norm.
+            torch.nn.utils.clip_grads_with_norm_(tensors, self._clip_norm, norm - 1e-6)
+        if self._decay_by_hand:
+            grads = [p.grad for p in self.matrices]
+            torch._foreach_add_(grads, self.matrices, alpha=self._decay_by_hand)
+        self.torch_optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drops the gradients, so that the next ones are written and not added."""
+        self.torch_optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The optimizer's state by Optax's names, and in each by the parameters' names."""
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            for key, convert in self.twin.state.items():
+                try:
+                    tensor = convert(self.hyper, self.torch_optimizer.state[parameter])
+                except KeyError:  # momentum that is off
+                    continue
+                states.setdefault(key, {})[name] = tensor
+        return states
+
+
+class _Rates:
+    """The learning rate of each update, from the schedule that Optax follows too."""
+
+    _CHUNK = 1024
+
+    def __init__(self, optimizer: Optimizer):
+        settings = optimizer.settings
+        assert optimizer.learning_rate is not None  # all that have a twin but L-BFGS have one
+        self._peak = optimizer.learning_rate
+        self._factor, _ = build_schedule(settings.schedule or "constant", settings.total_updates)
+        self._first = 0
+        self._rates = np.empty(0)
+
+    def __getitem__(self, update: int) -> float:
+        if self._factor is None:
+            return self._peak
+        if not self._first <= update < self._first + len(self._rates):
+            self._first = update // self._CHUNK * self._CHUNK
+            with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+                counts = np.arange(self._first, self._first + self._CHUNK, dtype=np.int32)
+                self._rates = self._peak * np.asarray(jax.vmap(self._factor)(counts), np.float64)
+        return float(self._rates[update - self._first])

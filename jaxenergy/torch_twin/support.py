@@ -1,0 +1,68 @@
+"""Which programs have a twin in PyTorch; what has none is refused with the list of what has."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxenergy.errors import UsageError, unknown_value
+from jaxenergy.optimizers import Optimizer
+from jaxenergy.torch_twin.activations import ACTIVATIONS
+from jaxenergy.torch_twin.models import FAMILIES
+from jaxenergy.torch_twin.optimizers import OPTIMIZERS
+from jaxenergy.training.steps import Program
+
+# What draws random numbers, which no two frameworks share.
+_RANDOM_OPTIONS = ("dropout", "stochastic_depth")
+
+
+def check_has_twin(program: Program) -> None:
+    """Refuses a program that PyTorch cannot be made to run as it is.
+
+    Args:
+        program: what is trained.
+
+    Raises:
+        UsageError: it says what keeps the program from having a twin, and what has one.
+    """
+    model = program.model
+    _check_name("--model", model.family, FAMILIES)
+    _check_name("--activation", model.activation, ACTIVATIONS)
+    for option, value in model.options:
+        if option in _RANDOM_OPTIONS and value:
+            raise UsageError(
+                f"--model={model.family} with {option}={value:g} has no twin in PyTorch: no two"
+                f" frameworks draw the same random numbers. Give {option}=0."
+            )
+    if program.augment:
+        raise UsageError(
+            "--augment has no twin in PyTorch: no two frameworks draw the same random numbers."
+            " Leave it out."
+        )
+    _check_optimizer(program.optimizer)
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    _check_name("--optimizer", optimizer.name, OPTIMIZERS)
+    twin = OPTIMIZERS[optimizer.name]
+    for name, needed in twin.needs.items():
+        got = optimizer.hyper_parameters[name]
+        if got != needed:
+            raise UsageError(
+                f"--optimizer={optimizer.name} with {name}={_write(got)} has no twin in PyTorch,"
+                f" whose own has no such choice. Give --optimizer_args={name}={_write(needed)}."
+            )
+    refusal = twin.refusal(optimizer)
+    if refusal:
+        raise UsageError(f"--optimizer={optimizer.name} has a twin in PyTorch {refusal}.")
+
+
+def _check_name(flag: str, name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        unknown = unknown_value(flag, name, names)
+        message = str(unknown).replace(" is unknown.", " has no twin in PyTorch.", 1)
+        raise UsageError(message.replace("Allowed:", "Those that have one:", 1))
+
+
+def _write(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
