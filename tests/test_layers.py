@@ -22,7 +22,7 @@ ROWS = (
     {"models", "optimizers", "data", "meters", "records"},
     {"training.steps", "energy"},
     {"training", "measuring"},
-    {"sweeps", "torch_twin"},
+    {"sweeps", "torch_twin", "inference"},
     {"studies", "report"},
 )
 DRIVERS_ROW = len(ROWS)

@@ -64,18 +64,22 @@ class Checkpoints:
     Args:
         folder: where they lie; created by the first save.
         keep: how many are kept, newest first.
+        read_only: leave the folder as it is: another process may be at work on it.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(self, folder: pathlib.Path, keep: int, *, read_only: bool = False):
         # Orbax logs each save, and pages of tracebacks for each exception that it raises as well;
         # a run says what matters itself.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._keep = keep
+        self._read_only = read_only
         self._closed = False
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
+            options=ocp.CheckpointManagerOptions(read_only=True)
+            if read_only
+            else ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=True,
                 enable_async_checkpointing=True,
@@ -110,7 +114,8 @@ class Checkpoints:
 
         Args:
             like: a state of the same structure, for shapes, dtypes and placement.
-            say: told about each checkpoint that cannot be read and is moved aside.
+            say: told about each checkpoint that cannot be read and is moved aside (not moved where
+                this is read-only).
 
         Returns:
             The state, and the progress whose `update` is the number of updates made.
@@ -127,10 +132,12 @@ class Checkpoints:
                 continue
             # Only now: where none can be read, the cause may lie elsewhere (memory, versions).
             for newer, reason in damaged:
-                say(
-                    f"checkpoint {newer} cannot be read ({reason}); it is kept as "
-                    f"{self._set_aside(newer).name}, and {step} is taken"
+                kept = (
+                    "" if self._read_only else f"it is kept as {self._set_aside(newer).name}, and "
                 )
+                say(f"checkpoint {newer} cannot be read ({reason}); {kept}{step} is taken")
+            if self._read_only:
+                return restored
             # A process killed between a save and the removal of the oldest left one too many.
             for surplus in sorted(self._manager.all_steps())[: -self._keep]:
                 self._manager.delete(surplus)

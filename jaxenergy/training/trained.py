@@ -1,0 +1,120 @@
+"""A trained network out of a run's folder, for inference and for trainings that begin with it.
+
+The folder is only read: another process may be at work on it. A plug-in that the folder names is
+imported only where the user names it too.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxenergy import data
+from jaxenergy.config import RunConfig
+from jaxenergy.data import Dataset
+from jaxenergy.errors import UsageError
+from jaxenergy.models import Model
+from jaxenergy.records import Run, read_run
+from jaxenergy.records.files import plain_text
+from jaxenergy.training.checkpoint import Checkpoints
+from jaxenergy.training.plan import make_plan
+from jaxenergy.training.steps import make_init
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network with what its training left.
+
+    Attributes:
+        run: the run's folder, as read.
+        config: its settings.
+        dataset: what it was trained on.
+        model: the network.
+        params: its parameters, as the run evaluated them; numpy arrays.
+        batch_stats: running statistics of batch normalisation; empty where there are none.
+        update: updates made until then.
+    """
+
+    run: Run
+    config: RunConfig
+    dataset: Dataset
+    model: Model
+    params: PyTree
+    batch_stats: PyTree
+    update: int
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What `Model.apply` takes."""
+        stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params, **stats}
+
+
+def load_trained(
+    folder: str | os.PathLike[str],
+    *,
+    platform: str,
+    data_dir: str | None = None,
+    optimizer: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Reads the newest checkpoint of a run.
+
+    Args:
+        folder: the run's folder.
+        platform: `cpu` or `gpu`, where it will be used.
+        data_dir: where its data set is; None for where it was.
+        optimizer: the run's optimizer, which has to be named again where it is a plug-in.
+        say: told about each checkpoint that cannot be read.
+
+    Returns:
+        The network.
+
+    Raises:
+        UsageError: the folder is no run's, has no checkpoint, or its data set is not to be had.
+        RunError: there are checkpoints, and none can be read.
+    """
+    run = read_run(folder)
+    shown = plain_text(run.path)
+    if run.config is None:
+        raise UsageError(f"{shown} holds no run that can be read: {run.why}")
+    config = RunConfig.from_json(run.config)
+    if ":" in config.optimizer and optimizer != config.optimizer:
+        raise UsageError(
+            f"{shown} was trained by {plain_text(config.optimizer)}, code that is imported only if "
+            f"you name it too.\nAllowed: --optimizer={plain_text(config.optimizer)}."
+        )
+    if not (run.path / "checkpoints").is_dir():
+        raise UsageError(f"{shown} has no checkpoint yet, so there is no trained network in it.")
+    dataset = data.load(config.dataset, data_dir=data_dir or config.data_dir)
+    recorded = _recorded_digest(run.config)
+    if recorded not in (None, dataset.digest):
+        raise UsageError(
+            f"{shown} was trained on other data than --dataset={config.dataset} is here: its "
+            f"digest was {plain_text(recorded)}, and is {dataset.digest}."
+        )
+    plan = make_plan(config, dataset, platform)
+    like = jax.jit(make_init(plan.program))(jax.random.key(0))
+    checkpoints = Checkpoints(run.path / "checkpoints", config.keep, read_only=True)
+    with contextlib.closing(checkpoints):
+        restored = checkpoints.restore(like, say)
+    if restored is None:
+        raise UsageError(f"{shown} has no checkpoint yet, so there is no trained network in it.")
+    state, progress = restored
+    params = plan.program.optimizer.evaluation_params(state.params, state.opt_state)
+    params, batch_stats = jax.tree.map(np.asarray, (params, state.batch_stats))
+    return Trained(run, config, dataset, plan.program.model, params, batch_stats, progress.update)
+
+
+def _recorded_digest(config: Mapping[str, Any]) -> str | None:
+    """The digest of the data as the run recorded it."""
+    resolved = config.get("resolved")
+    dataset = resolved.get("dataset") if isinstance(resolved, Mapping) else None
+    digest = dataset.get("digest") if isinstance(dataset, Mapping) else None
+    return digest if isinstance(digest, str) else None
