@@ -72,6 +72,10 @@ class RunConfig:
     target_accuracy: float | None = _setting(
         None, "Stop at the first evaluation with this validation accuracy (0 to 1)."
     )
+    init_from: str | None = _setting(
+        None, "Folder of a run whose trained layers to begin with, where name and shapes fit."
+    )
+    trainable: str = _setting("all", "Layers to train: all, head, or last:K for the last K.")
     precision: str = _setting("float32", f"Compute precision: {' or '.join(PRECISIONS)}.")
     seed: int = _setting(0, "Seed of initial parameters, order and augmentation.")
     dataset: str = _setting("digits", "Data set; --list=datasets prints them.")

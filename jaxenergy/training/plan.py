@@ -6,6 +6,7 @@ anything is written.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxenergy.arguments import split_arguments
 from jaxenergy.config import RunConfig
 from jaxenergy.data import Dataset
 from jaxenergy.errors import UsageError
+from jaxenergy.training.initial import Initial, check_trainable, frozen_entries
 from jaxenergy.training.steps import Program, make_init
 
 _DEFAULT_EPOCHS = 40.0
@@ -40,7 +42,9 @@ class Plan:
         checkpoint_updates: updates between checkpoints, None where seconds or nothing decide.
         checkpoint_seconds: seconds between checkpoints, None where updates or nothing decide.
         eval_batch_sizes: examples per evaluation call, for each split that is evaluated.
-        parameters: the number of trained parameters.
+        parameters: the number of the network's parameters.
+        trained_parameters: how many of them an update changes.
+        initial: what to begin with instead of fresh parameters; None for those.
     """
 
     config: RunConfig
@@ -52,6 +56,8 @@ class Plan:
     checkpoint_seconds: float | None
     eval_batch_sizes: dict[str, int]
     parameters: int
+    trained_parameters: int
+    initial: Initial | None
 
     def next_boundary(self, update: int) -> int:
         """The update at which the loop must next stand still: evaluation, checkpoint or end."""
@@ -73,6 +79,8 @@ class Plan:
             "updates": self.total_updates,
             "eval_every": self.eval_every,
             "parameters": self.parameters,
+            "trained_parameters": self.trained_parameters,
+            **({"init_from": dict(self.initial.facts)} if self.initial else {}),
             "dataset": {
                 "source": self.dataset.source,
                 "digest": self.dataset.digest,
@@ -84,13 +92,19 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
+def make_plan(
+    config: RunConfig,
+    dataset: Dataset,
+    platform: str,
+    read_initial: Callable[[models.Model], Initial] | None = None,
+) -> Plan:
     """Resolves a config.
 
     Args:
         config: the settings.
         dataset: the loaded data set that the config names.
         platform: `cpu` or `gpu`, where it will run.
+        read_initial: gives what the network is to begin with; None for fresh parameters.
 
     Returns:
         The plan.
@@ -109,6 +123,7 @@ def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
     else:
         epochs = _DEFAULT_EPOCHS if config.epochs is None else config.epochs
         total_updates = max(1, round(epochs * examples / config.batch_size))
+    check_trainable(config.trainable)
     if config.augment and dataset.tokens_per_example is not None:
         raise UsageError(
             f"--augment is for images; --dataset={config.dataset} has sequences of tokens."
@@ -141,8 +156,10 @@ def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
         accumulate=config.accumulate,
         augment=config.augment,
         unroll_accumulation=platform == "cpu" and not model.dot_only,
+        frozen=frozen_entries(model, config.trainable),
     )
     state = jax.eval_shape(make_init(program), jax.random.key(0))
+    initial = None if read_initial is None else read_initial(model)
     checkpoint_updates, checkpoint_seconds = config.checkpoint_interval()
     return Plan(
         config=config,
@@ -158,8 +175,14 @@ def make_plan(config: RunConfig, dataset: Dataset, platform: str) -> Plan:
             split: min(_EVALUATION_BATCH_SIZE, len(getattr(dataset, split).labels))
             for split in ("validation", "test")
         },
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        parameters=_count(state.params),
+        trained_parameters=_count(program.trained(state.params)),
+        initial=initial,
     )
+
+
+def _count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _check_fit(config: RunConfig, model: models.Model, optimizer: optimizers.Optimizer) -> None:

@@ -158,7 +158,8 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
 
     monitoring.register_event_listener(count_event)
     try:
-        init = jax.jit(make_init(plan.program)).lower(order_key).compile()
+        initial = None if plan.initial is None else jax.device_put(plan.initial.variables)
+        compiled_init = jax.jit(make_init(plan.program)).lower(order_key, initial).compile()
         order = jax.jit(make_orders(examples)).lower(order_key, np.int32(0)).compile()
         state = jax.eval_shape(make_init(plan.program), order_key)
         orders = jax.ShapeDtypeStruct((2, examples), jnp.int32)
@@ -182,7 +183,7 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
     finally:
         monitoring.unregister_event_listener(count_event)
     return Programs(
-        init=init,
+        init=lambda key: compiled_init(key, initial),
         updates=updates,
         evaluate=evaluate,
         splits=splits,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from jaxenergy.training.interruption import Interruption, exit_status
 from jaxenergy.training.loop import Account, Loop, Observer, Outcome, evaluation_record
 from jaxenergy.training.plan import Plan, make_plan
 from jaxenergy.training.programs import compile_programs, transfer, warm_up
+from jaxenergy.training.trained import read_initial
 
 # Seconds between the end of work and an idle measurement, in which clocks and fans come to rest.
 _SETTLE_S = 0.5
@@ -93,7 +94,7 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
         try:
             with ledger.phase("input"):
                 dataset = data.load(config.dataset, data_dir=config.data_dir)
-            plan = make_plan(config, dataset, device.platform)
+            plan = _plan(config, dataset, device.platform, observer.say)
             observer.say(_headline(plan, device))
             for sentence in (choice.message, *meters.notes):
                 if sentence:
@@ -117,6 +118,14 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 return session.run(interruption)
         finally:
             ledger.close()
+
+
+def _plan(config: RunConfig, dataset: data.Dataset, platform: str, say: Callable) -> Plan:
+    if config.init_from is None:
+        return make_plan(config, dataset, platform)
+    return make_plan(
+        config, dataset, platform, lambda model: read_initial(config, model, platform, say)
+    )
 
 
 def _drain() -> None:

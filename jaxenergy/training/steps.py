@@ -5,7 +5,7 @@ that already lies on the device; the driver compiles it once, donates the state,
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +59,8 @@ class Program:
         augment: whether batches are randomly cropped and flipped.
         unroll_accumulation: whether micro-batches are unrolled rather than looped over, since a
             convolution inside a rolled loop is slow on the CPU.
+        frozen: top-level entries of the parameters that stay as they are: no gradient is computed
+            for them, and the optimizer keeps no state of them.
     """
 
     model: Model
@@ -68,22 +70,34 @@ class Program:
     accumulate: int = 1
     augment: bool = False
     unroll_accumulation: bool = False
+    frozen: frozenset[str] = frozenset()
+
+    def trained(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
+        """The part of the parameters that an update changes."""
+        return {name: entry for name, entry in params.items() if name not in self.frozen}
+
+    def evaluation_params(self, state: "TrainState") -> dict[str, PyTree]:
+        """The parameters to evaluate: averages or slow ones where the optimizer keeps such."""
+        trained = self.optimizer.evaluation_params(self.trained(state.params), state.opt_state)
+        return {**state.params, **trained}
 
 
-def make_init(program: Program) -> Callable[[jax.Array], TrainState]:
+def make_init(program: Program) -> Callable[..., TrainState]:
     """Makes the function from a seed's key to a fresh train state.
 
     To be called under one jit: made eagerly, some optimizers' states alias the parameters, and
-    donating both then fails.
+    donating both then fails. Its second argument, if there is one, has `params` and `batch_stats`
+    that take the place of fresh ones, by top-level entry.
     """
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array, initial: Mapping[str, PyTree] | None = None) -> TrainState:
         params_key, step_key = jax.random.split(key)
-        variables = program.model.init(params_key)
+        fresh, initial = program.model.init(params_key), initial or {}
+        params = {**fresh["params"], **initial.get("params", {})}
         return TrainState(
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=program.optimizer.tx.init(variables["params"]),
+            params=params,
+            batch_stats={**fresh.get("batch_stats", {}), **initial.get("batch_stats", {})},
+            opt_state=program.optimizer.tx.init(program.trained(params)),
             key=step_key,
             update=jnp.zeros((), jnp.int32),
             position=jnp.zeros((), jnp.int32),
@@ -268,9 +282,17 @@ def make_gradients(
 
     They come as `jax.value_and_grad(..., has_aux=True)` gives them: the mean loss and the
     statistics as they are after the batch, and the mean gradients; or each example's gradients,
-    with a leading axis [batch], for an optimizer that takes those.
+    with a leading axis [batch], for an optimizer that takes those. There are gradients of what is
+    trained only.
     """
-    differentiated = jax.value_and_grad(_make_prepared_loss(program), has_aux=True)
+    prepared_loss = _make_prepared_loss(program)
+
+    def differentiated(params, *rest):
+        def loss_of_trained(trained):
+            return prepared_loss({**params, **trained}, *rest)
+
+        return jax.value_and_grad(loss_of_trained, has_aux=True)(program.trained(params))
+
     if program.optimizer.per_example_gradients:
         return _make_over_examples(differentiated)
     return _make_over_micro_batches(program, differentiated)
@@ -289,13 +311,13 @@ def make_optimize(
     def optimize(
         state: TrainState, batch: Batch, loss: jax.Array, grads: PyTree
     ) -> tuple[PyTree, PyTree]:
-        return program.optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            value=loss,
-            value_fn=lambda params: forward(params, state.batch_stats, batch)[0],
+        def loss_of(trained: PyTree) -> jax.Array:
+            return forward({**state.params, **trained}, state.batch_stats, batch)[0]
+
+        trained, opt_state = program.optimizer.update(
+            grads, state.opt_state, program.trained(state.params), value=loss, value_fn=loss_of
         )
+        return {**state.params, **trained}, opt_state
 
     return optimize
 
@@ -407,10 +429,7 @@ def make_evaluate(
         inputs = jax.lax.dynamic_slice_in_dim(split.inputs, first, batch_size)
         labels = jax.lax.dynamic_slice_in_dim(split.labels, first, batch_size)
         logits, _ = program.model.apply(
-            _variables(
-                program.optimizer.evaluation_params(state.params, state.opt_state),
-                state.batch_stats,
-            ),
+            _variables(program.evaluation_params(state), state.batch_stats),
             _scaled(inputs, program.dataset),
             train=False,
         )

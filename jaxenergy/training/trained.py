@@ -21,6 +21,7 @@ from jaxenergy.models import Model
 from jaxenergy.records import Run, read_run
 from jaxenergy.records.files import plain_text
 from jaxenergy.training.checkpoint import Checkpoints
+from jaxenergy.training.initial import Initial, take_over
 from jaxenergy.training.plan import make_plan
 from jaxenergy.training.steps import make_init
 
@@ -107,9 +108,45 @@ def load_trained(
     if restored is None:
         raise UsageError(f"{shown} has no checkpoint yet, so there is no trained network in it.")
     state, progress = restored
-    params = plan.program.optimizer.evaluation_params(state.params, state.opt_state)
-    params, batch_stats = jax.tree.map(np.asarray, (params, state.batch_stats))
+    params, batch_stats = jax.tree.map(
+        np.asarray, (plan.program.evaluation_params(state), state.batch_stats)
+    )
     return Trained(run, config, dataset, plan.program.model, params, batch_stats, progress.update)
+
+
+def read_initial(config: RunConfig, model: Model, platform: str, say: Callable) -> Initial:
+    """What a run with `--init_from` begins with.
+
+    Args:
+        config: its settings.
+        model: its network.
+        platform: `cpu` or `gpu`.
+        say: told what was and what was not taken over.
+
+    Returns:
+        The layers that fit, and for the records what their training took.
+
+    Raises:
+        UsageError: the folder holds no trained network, one of another family, or no layer fits.
+    """
+    assert config.init_from is not None
+    found = load_trained(config.init_from, platform=platform, optimizer=config.optimizer, say=say)
+    if found.model.family != model.family:
+        raise UsageError(
+            f"--init_from={plain_text(config.init_from)} is a {found.model.family}, and --model is "
+            f"of the family {model.family}.\nAllowed: a run of the same family."
+        )
+    summary = found.run.summary or {}
+    facts = {
+        "run": found.run.name,
+        "id": found.config.id,
+        "update": found.update,
+        "training_j": (summary.get("energy_j") or {}).get("total"),
+        "provenance": summary.get("provenance"),
+    }
+    initial = take_over(model, found.params, found.batch_stats, facts)
+    say(initial.sentence())
+    return initial
 
 
 def _recorded_digest(config: Mapping[str, Any]) -> str | None:
