@@ -22,6 +22,7 @@ from jaxenergy.sweeps.running import (
     forecast,
     run,
 )
+from jaxenergy.sweeps.slurm import SlurmOptions
 
 __all__ = [
     "LAUNCHERS",
@@ -35,6 +36,7 @@ __all__ = [
     "Prediction",
     "Progress",
     "SilentObserver",
+    "SlurmOptions",
     "Sweep",
     "SweepResult",
     "forecast",

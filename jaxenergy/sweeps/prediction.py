@@ -76,14 +76,15 @@ class Predictor:
         same = [known.summary["duration_s"] for known in self._known.values() if known.key == key]
         if same:
             seconds = statistics.median(same) + self._startup_s
-            runs = "a finished run" if len(same) == 1 else f"{len(same)} finished runs"
+            runs = f"{len(same)} finished run{'s' if len(same) > 1 else ''}"
             return Prediction(seconds, f"{runs} of the same settings")
         if not self._known:
             return Prediction(None, "unknown: no run is finished yet that it could be taken from")
         nearest = min(self._known.values(), key=lambda known: _distance(cell.config, known.config))
         seconds, by = self._scale(self._sizes[cell.run_id], nearest)
         names = _differing(cell.config, nearest.config)
-        return Prediction(seconds, f"a run with another {', '.join(names)}, scaled by {by}")
+        source = f"run {nearest.config.id} with other {', '.join(names)}, scaled by {by}"
+        return Prediction(seconds, source)
 
     def _scale(self, size: Size, nearest: _Known) -> tuple[float, str]:
         phases_s = nearest.summary["duration_by_phase_s"]

@@ -177,6 +177,16 @@ class Ground:
                 return CellResult(cell, FAILED, run.why, run.path, run.name, read_conditions(run))
         return CellResult(cell, WAITING, "", None, self._free_name(cell.run_id))
 
+    def look_again(self, cell: CellResult) -> CellResult:
+        """A cell by what its own folder says now, while others may be writing it."""
+        path = self.out / cell.name
+        run = read_run(path) if path.is_dir() else None
+        if run is None or run.state == FOREIGN:  # there is none, or it is just being made
+            return dataclasses.replace(cell, state=WAITING, why="", path=None)
+        return dataclasses.replace(
+            cell, state=run.state, why=run.why, path=path, conditions=read_conditions(run)
+        )
+
     def left_alone(self, sweep: Sweep) -> tuple[str, ...]:
         """Sentences about runs of the same settings that are not taken, and why."""
         reasons: Counter[str] = Counter()

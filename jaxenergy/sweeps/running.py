@@ -37,9 +37,10 @@ from jaxenergy.sweeps.results import (
     sweep_folder,
     write_record,
 )
+from jaxenergy.sweeps.slurm import SlurmOptions, SlurmSweep
 from jaxenergy.sweeps.survey import Survey, survey
 
-LAUNCHERS = ("local",)
+LAUNCHERS = ("local", "slurm")
 
 _LOOK_EVERY_S = 1.0
 _LOG_LINES_SHOWN = 2
@@ -136,6 +137,7 @@ def run(
     out: str | os.PathLike[str] = "runs",
     observer: Observer | None = None,
     launcher: str = "local",
+    slurm: SlurmOptions | None = None,
     stop_requested: Callable[[], int | None] = lambda: None,
     retry_failed: bool = False,
     wait: bool = True,
@@ -149,7 +151,8 @@ def run(
         out: the folder that holds the runs' folders. Completed runs anywhere below it are found by
             their ids and not run again, whichever sweep or person ran them.
         observer: told how it goes.
-        launcher: how runs are started: `local`.
+        launcher: `local`, or `slurm` for a job array.
+        slurm: how that array is submitted.
         stop_requested: asked about once a second; a signal's number ends the present run by that
             signal, and the sweep with it. In the main thread SIGINT, SIGTERM and SIGHUP do the same
             by themselves.
@@ -166,11 +169,45 @@ def run(
             are in use and `wait` is False; a name is unknown.
         RunError: the record cannot be written.
     """
-    if launcher != "local":
+    if launcher not in LAUNCHERS:
         raise unknown_value("--launcher", launcher, LAUNCHERS)
-    return _Local(
-        sweep, _checked_folder(out), observer or SilentObserver(), retry_failed, command
-    ).run(stop_requested, wait=wait, lock_dir=lock_dir)
+    observer = observer or SilentObserver()
+    path = _checked_folder(out)
+    if launcher == "local":
+        local = _Local(sweep, path, observer, retry_failed, command)
+        return local.run(stop_requested, wait=wait, lock_dir=lock_dir)
+    return _run_by_slurm(
+        sweep, path, observer, retry_failed, command, slurm or SlurmOptions(), stop_requested
+    )
+
+
+def _run_by_slurm(
+    sweep: Sweep,
+    out: Path,
+    observer: Observer,
+    retry_failed: bool,
+    command: Sequence[str],
+    options: SlurmOptions,
+    stop_requested: Callable[[], int | None],
+) -> SweepResult:
+    found = survey(sweep, machine=False)  # what the nodes are is not known here
+    ground = Ground(out, found.conditions)
+    result = _look_around(sweep, ground, out, retry_failed)
+    for sentence in result.left_alone:
+        observer.say(sentence)
+
+    def show(result: SweepResult) -> None:
+        predictor = _predictor(found, ground)
+        for cell in result.cells:
+            if cell.state == COMPLETED and cell.path is not None:
+                predictor.add(cell.cell.config, cell.read())
+        ahead = [c.cell for c in result.cells if c.state in (WAITING, UNFINISHED, RUNNING)]
+        left_s, unknown = add_up([predictor.predict(cell) for cell in ahead])
+        observer.show(Progress(result=result, left_s=left_s, unknown=unknown))
+
+    array = SlurmSweep(sweep, ground, result, out, options, command)
+    with Signals() as signals:
+        return array.run(observer.say, show, lambda: signals.signum or stop_requested())
 
 
 class _Local:

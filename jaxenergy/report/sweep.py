@@ -1,0 +1,286 @@
+"""A sweep on the terminal: a live table while it runs, a table at its end, plain lines in a log."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from jaxenergy.meters.base import PROVENANCES
+from jaxenergy.records.files import plain_text
+from jaxenergy.records.schema import COMPLETED, FAILED, UNFINISHED
+from jaxenergy.report.terminal import PROVENANCE_WORDS
+from jaxenergy.sweeps import RUNNING, WAITING, CellResult, Forecast, Progress, Sweep, SweepResult
+from jaxenergy.units import format_duration_s, format_si
+
+_LINES_BESIDE_THE_TABLE = 8
+_REASONS_SHOWN = 5
+
+
+class SweepView:
+    """Shows a sweep on a console: a table that is redrawn, or a line per run where it is a log.
+
+    Nothing is drawn by a thread, since drawing costs energy that is being counted. A context
+    manager.
+
+    Args:
+        console: where to show it.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live: Live | None = None
+        self._summaries: dict[str, dict[str, Any]] = {}
+        self._told: set[str] = set()
+
+    def __enter__(self) -> "SweepView":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def say(self, text: str) -> None:
+        """Prints a sentence, above the table where there is one."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, progress: Progress) -> None:
+        """Redraws the table, or prints what has ended since."""
+        if not self._console.is_terminal:
+            self._print_ended(progress)
+            return
+        table = self._table(progress.result, self._console.height - _LINES_BESIDE_THE_TABLE)
+        shown = Group(table, Text(_state_line(progress), overflow="ellipsis", no_wrap=True))
+        live = self._live
+        if live is None:
+            live = self._live = Live(shown, console=self._console, auto_refresh=False)
+            live.start()
+        live.update(shown, refresh=True)
+
+    def finish(self, result: SweepResult) -> None:
+        """Prints the whole table, what failed, and what must be known of the results."""
+        self._close()
+        self._console.print(self._table(result, None))
+        provenance = _provenance(result)
+        if provenance != "none":
+            words, style = PROVENANCE_WORDS[provenance]
+            self._console.print(Text(f"Energy: {words}.", style=style))
+        for sentence in result.warnings:
+            self._console.print(Text(f"warning: {sentence}", style="yellow"), soft_wrap=True)
+        wrong = [cell for cell in result.cells if cell.state in (FAILED, UNFINISHED)]
+        for cell in wrong[:_REASONS_SHOWN]:
+            text = f"{_label(result.sweep, cell)}: {cell.state}: {cell.why}"
+            self._console.print(Text(text, style="red"), soft_wrap=True)
+        if len(wrong) > _REASONS_SHOWN:
+            more = len(wrong) - _REASONS_SHOWN
+            self._console.print(Text(f"and {more} more, in sweep.json", style="red"))
+        self.say(f"{_counts(result)}. Record: {result.folder}")
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _print_ended(self, progress: Progress) -> None:
+        result = progress.result
+        for cell in result.cells:
+            # Those that were there before this sweep are told at its end.
+            if cell.wall_s is None or cell.run_id in self._told:
+                continue
+            self._told.add(cell.run_id)
+            summary = self._summary(cell)
+            figures = "" if summary is None else f": {_figures(summary)}"
+            why = f": {cell.why}" if cell.why else ""
+            done = len(result.cells) - result.count(WAITING) - result.count(RUNNING)
+            self.say(
+                f"{done}/{len(result.cells)}  {_label(result.sweep, cell)}  {cell.state}{figures}"
+                f"{why}; {_time_left(progress)}"
+            )
+
+    def _summary(self, cell: CellResult) -> dict[str, Any] | None:
+        """A completed run's summary, read once."""
+        if cell.state != COMPLETED:
+            return None
+        if cell.run_id not in self._summaries:
+            self._summaries[cell.run_id] = cell.read().summary or {}
+        return self._summaries[cell.run_id]
+
+    def _table(self, result: SweepResult, height: int | None) -> Table:
+        """A row for each set-up, over its seeds."""
+        sweep = result.sweep
+        table = Table()
+        for name in sweep.varied:
+            table.add_column(name.replace("_", " "))
+        for heading in ("runs", "energy", "per update", "test accuracy", "time"):
+            table.add_column(heading, justify="right")
+        groups = _groups(result)
+        shown = groups if height is None else _most_recent(groups, max(3, height))
+        for values, cells in shown:
+            done = [s for s in map(self._summary, cells) if s]
+            states = {cell.state for cell in cells}
+            style = "bold" if RUNNING in states else "red" if FAILED in states else ""
+            table.add_row(
+                *(Text(plain_text("default" if v is None else v, 40)) for v in values),
+                f"{len(done)}/{len(cells)}",
+                format_si(_mean(done, "energy_j", "total"), "J"),
+                format_si(_mean(done, "per_update_j", "mean"), "J"),
+                _percent(_mean(done, "final", "test_accuracy")),
+                format_duration_s(_mean(done, "duration_s")),
+                style=style,
+            )
+        if len(shown) < len(groups):
+            table.caption = f"and {len(groups) - len(shown)} more"
+        return table
+
+
+def print_forecast(found: Forecast, console: Console) -> None:
+    """Prints the runs of a sweep in their order, with the time that each will take.
+
+    Args:
+        found: what `sweeps.forecast` gave.
+        console: where to print.
+    """
+    result = found.result
+    table = Table()
+    table.add_column("", justify="right")
+    for name in ("seed", *result.sweep.varied):
+        table.add_column(name.replace("_", " "))
+    table.add_column("time", justify="right")
+    table.add_column("")
+    for number, cell in enumerate(result.cells, 1):
+        prediction = found.predictions.get(cell.run_id)
+        if prediction is None:
+            seconds, source = "", f"{cell.state} already: {cell.name}"
+        else:
+            seconds = format_duration_s(prediction.seconds)
+            source = prediction.source
+        values = [getattr(cell.cell.config, name) for name in ("seed", *result.sweep.varied)]
+        table.add_row(
+            str(number),
+            *(Text(plain_text("default" if v is None else v, 40)) for v in values),
+            seconds,
+            Text(plain_text(source)),
+        )
+    console.print(table)
+    for sentence in result.left_alone:
+        console.print(Text(sentence, style="yellow"), soft_wrap=True)
+    seconds = [p.seconds for p in found.predictions.values()]
+    known = [s for s in seconds if s is not None]
+    unknown = len(seconds) - len(known)
+    text = f"{len(result.cells)} runs, {len(seconds)} to be done"
+    if known:
+        text += f": {format_duration_s(sum(known))}"
+        text += f" for {len(known)} of them" if unknown else ""
+    if unknown:
+        text += f"; the time of {unknown} is not known"
+    console.print(f"{text}. Nothing was started.", highlight=False, soft_wrap=True)
+
+
+def _groups(result: SweepResult) -> list[tuple[list[Any], list[CellResult]]]:
+    """The cells of each set-up, in the order of the grid's values."""
+    varied = result.sweep.varied
+    groups: dict[tuple, list[CellResult]] = {}
+    for cell in result.cells:
+        values = tuple(getattr(cell.cell.config, name) for name in varied)
+        groups.setdefault(values, []).append(cell)
+    orders = [list(result.sweep.axes.get(name, ())) for name in varied]
+
+    def place(values: tuple) -> list:
+        return [
+            (order.index(value), "") if value in order else (len(order), repr(value))
+            for order, value in zip(orders, values, strict=True)
+        ]
+
+    return [(list(values), groups[values]) for values in sorted(groups, key=place)]
+
+
+def _most_recent(groups: list, rows: int) -> list:
+    """As many groups as there is room for, around the one that is running."""
+    if len(groups) <= rows:
+        return groups
+    running = [
+        position
+        for position, (_, cells) in enumerate(groups)
+        if any(cell.state == RUNNING for cell in cells)
+    ]
+    start = max(0, min((running or [0])[0] - rows // 2, len(groups) - rows))
+    return groups[start : start + rows]
+
+
+def _label(sweep: Sweep, cell: CellResult) -> str:
+    """What sets a cell apart from the others, e.g. `optimizer=adam depth=4 seed=0`."""
+    names = [*sweep.varied, "seed"]
+    return " ".join(f"{name}={plain_text(getattr(cell.cell.config, name), 60)}" for name in names)
+
+
+def _state_line(progress: Progress) -> str:
+    result = progress.result
+    parts = [_counts(result)]
+    for cell in result.cells:
+        if cell.state == RUNNING:
+            parts.append(_label(result.sweep, cell))
+    if progress.begun_s is not None:
+        parts.append(format_duration_s(time.monotonic() - progress.begun_s))
+    if progress.update is not None:
+        parts.append(f"update {progress.update:,}")
+    if progress.energy_j is not None:
+        word = "" if progress.provenance == "measured" else f" {progress.provenance}"
+        parts.append(f"{format_si(progress.energy_j, 'J')}{word}")
+    parts.append(_time_left(progress))
+    return "  ".join(parts)
+
+
+def _time_left(progress: Progress) -> str:
+    if not progress.unknown:
+        return f"{format_duration_s(progress.left_s)} left"
+    if not progress.left_s:
+        return "time left not known yet"
+    return f"{format_duration_s(progress.left_s)} left and {progress.unknown} runs not known yet"
+
+
+def _counts(result: SweepResult) -> str:
+    text = f"{result.count(COMPLETED)} of {len(result.cells)} runs completed"
+    for state in (FAILED, UNFINISHED, WAITING):
+        if result.count(state):
+            text += f", {result.count(state)} {state}"
+    return text
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    joules = _value(summary, "energy_j", "total")
+    provenance = summary.get("provenance", "none")
+    parts = [
+        "" if joules is None else format_si(joules, "J"),
+        "" if provenance in ("measured", "none") else provenance,
+        _percent(_value(summary, "final", "test_accuracy")),
+        format_duration_s(summary.get("duration_s")),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _provenance(result: SweepResult) -> str:
+    """The weakest provenance among the completed runs' energy."""
+    found = [conditions.provenance for conditions in result.conditions]
+    known = [provenance for provenance in found if provenance in PROVENANCES]
+    return max(known, key=PROVENANCES.index) if known else "none"
+
+
+def _value(summary: dict[str, Any], *path: str) -> float | None:
+    value: Any = summary
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _mean(summaries: Sequence[dict[str, Any]], *path: str) -> float | None:
+    """The mean over runs; None where there is none, or one of them has no value."""
+    values = [_value(summary, *path) for summary in summaries]
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
