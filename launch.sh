@@ -33,6 +33,10 @@ list_drivers() {
 usage() {
   cat <<USAGE
 Usage: ./launch.sh DRIVER [FLAGS]         runs python -m experiments.DRIVER
+       ./launch.sh sweep --grid=optimizer=sgd,adam --grid=depth=2,4,8 --seeds=5
+                                          runs a grid here, one run at a time; the same command
+                                          goes on. --dry_run: what and how long; on a cluster,
+                                          --launcher=slurm: as a job array (docs/sweeps.md)
        ./launch.sh test [ARGS]            runs the tests; ARGS are pytest's, and --slow: those
                                           marked slow, --gpu: those marked gpu
 DRIVER: $(list_drivers)

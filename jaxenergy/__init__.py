@@ -7,6 +7,7 @@ A map of the package, from the ground up:
     models, optimizers, data | meters, records     what is trained; what is read and written
     training.steps | energy                        the compiled update; joules by phase
     training, measuring                            the loop that meters itself; a timeit for joules
+    sweeps                                         many runs, one process each
     report                                         tables from records
 
 The public names below are imported on first use: `import jaxenergy` loads no framework and touches

@@ -3,9 +3,18 @@
 import collections
 import dataclasses
 import itertools
+import json
+import os
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import single_node_slurm
 from absl import flags as absl_flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +23,15 @@ import experiments.run  # noqa: F401  # defines the flags of a run
 from experiments.flags import run_config
 from jaxenergy import sweeps
 from jaxenergy.config import RunConfig
-from jaxenergy.errors import UsageError
+from jaxenergy.errors import RunError, UsageError
+from jaxenergy.records import Run, read_run
+from jaxenergy.sweeps import Conditions
+from jaxenergy.sweeps.device_lock import DeviceLocks, Stopped
+from jaxenergy.sweeps.grid import read_axes, read_seeds
+from jaxenergy.sweeps.prediction import Predictor
+from jaxenergy.sweeps.results import Ground
+from jaxenergy.sweeps.slurm import write_job
+from jaxenergy.sweeps.survey import Size
 
 TINY = RunConfig(model="mlp", depth=1, width=16, updates=20, idle_seconds=0.0, meters="estimate")
 
@@ -48,6 +65,7 @@ def grid(learning_rates=3, seeds=4):
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(), st.randoms())
 def test_each_block_is_a_random_order_of_all_cells_of_its_seed(rates, seeds, order_seed, shuffle):
     configs = grid(rates, seeds)
@@ -66,6 +84,7 @@ def test_each_block_is_a_random_order_of_all_cells_of_its_seed(rates, seeds, ord
     assert sweeps.plan(configs, order_seed=order_seed) == planned
 
 
+@settings(deadline=None)
 @given(st.integers(), st.sets(st.integers(0, 23), min_size=1))
 def test_adding_runs_leaves_the_order_of_the_others(order_seed, chosen):
     configs = grid(6, 4)
@@ -99,7 +118,7 @@ def parse(arguments):
     return run_config()
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(CONFIGS, st.sampled_from(["runs", "/some where/runs", "a'b;$(c)"]))
 def test_the_command_line_of_a_cell_is_its_config(config, out):
     arguments = sweeps.Cell(config).arguments(out, "x-r0")
@@ -124,3 +143,611 @@ def test_what_is_no_sweep_is_refused(configs, word):
     with pytest.raises(UsageError, match=word) as error:
         sweeps.plan(configs)
     assert len(str(error.value).splitlines()) <= 3
+
+
+# ------------------------------------------------------------------------------------ the grid
+
+
+@pytest.mark.parametrize(
+    ("texts", "axes"),
+    [
+        (["depth=2,4,8"], {"depth": [2, 4, 8]}),
+        (["optimizer=sgd, adam", "augment=true,false"], None),
+        (
+            ["optimizer_args=momentum=0.9,nesterov=true; momentum=0.5;"],
+            {"optimizer_args": ["momentum=0.9,nesterov=true", "momentum=0.5", ""]},
+        ),
+        (["optimizer_args=momentum=0.9"], {"optimizer_args": ["momentum=0.9"]}),
+        (["meters=nvml,rapl;"], {"meters": ["nvml,rapl"]}),
+        (["clip_norm=none,1"], {"clip_norm": [None, 1.0]}),
+        (["dataset=digits,cifar10"], {"dataset": ["digits", "cifar10"]}),
+        (
+            ["dataset=synthetic:8x8x3,classes=2;digits"],
+            {"dataset": ["synthetic:8x8x3,classes=2", "digits"]},
+        ),
+    ],
+)
+def test_a_grid_as_it_is_typed(texts, axes):
+    expected = axes or {"optimizer": ["sgd", "adam"], "augment": [True, False]}
+    assert read_axes(texts) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 10**6), min_size=1, unique=True))
+def test_numbers_of_a_grid_are_read_back(values):
+    assert read_axes([f"width={','.join(map(str, values))}"]) == {"width": values}
+    assert read_seeds(f"{','.join(map(str, values))},") == values
+
+
+def test_a_number_of_seeds_is_the_first_so_many():
+    assert read_seeds("3") == [0, 1, 2]
+
+
+# For each, a word that the message must hold.
+WRONG = [
+    ([], "nothing to sweep over"),
+    (["--grid=optimiser=sgd,adam"], "'optimizer'"),
+    (["--grid=depth"], "name=value"),
+    (["--grid=depth=2,,4"], "empty"),
+    (["--grid=depth="], "empty"),
+    (["--grid=depth=2;;4"], "empty"),
+    (["--grid=depth=2,2"], "twice"),
+    (["--grid=learning_rate=0.1,1e-1"], "twice"),
+    (["--grid=depth=2,x"], "whole number"),
+    (["--grid=depth=0,2"], "1 or more"),
+    (["--grid=out=a,b"], "does not change"),
+    (["--grid=depth=2", "--grid=depth=4"], "twice"),
+    (["--grid=depth=2,4", "--depth=3"], "both"),
+    (["--grid=seed=1,2", "--seeds=2"], "both"),
+    (["--seeds=2", "--seed=1"], "both"),
+    (["--seeds=0"], "how many"),
+    (["--seeds=1,1"], "twice"),
+    (["--seeds=many"], "how many"),
+    (["--seeds=4294967296,"], "4294967295"),
+    (["--grid=optimizer_args=momentum=0.9,nesterov=true"], "two ways"),
+    (["--grid=batch_size=128,99", "--accumulate=3"], "divide"),
+    (["--grid=epochs=1,2", "--updates=5"], "one of the two"),
+    (["--grid=width=" + ",".join(map(str, range(1, 202))), "--seeds=50"], "10,000"),
+    (["--seeds=2", "--launcher=slrm"], "slurm"),
+    (["--seeds=2", "--exclusive=gpu"], "--launcher=slurm"),
+    (["--seeds=2", "--exclusive=rack", "--launcher=slurm"], "node"),
+    (["--seeds=2", "--order_seed=x"], "whole number"),
+    # These need the registries, and so a process that has JAX.
+    (["--grid=optimizer=sgd,adm"], "'adam'"),
+    (["--grid=model_args=norm=group;nrom=batch"], "norm"),
+]
+
+
+# Two drivers define the same flags, so that this process cannot load both; and to start one for
+# each command line would take long.
+TRY_ALL = """
+import contextlib, io, json, sys
+from absl import flags
+import experiments.sweep
+
+refusals = []
+for arguments in json.load(sys.stdin):
+    sys.argv = ["sweep", *arguments]
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    message, status = io.StringIO(), None
+    with contextlib.redirect_stderr(message):
+        try:
+            experiments.sweep.main()
+        except SystemExit as ended:
+            status = ended.code
+    refusals.append((status, message.getvalue()))
+print(json.dumps(refusals))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """What the driver says to each of `WRONG`, and the folder in which it might have written."""
+    folder = tmp_path_factory.mktemp("refusals")
+    beside = [f"--out={folder}/runs", f"--lock_dir={folder}/locks", "--model=mlp"]
+    command_lines = json.dumps([[*beside, *arguments] for arguments, _ in WRONG])
+    ended = subprocess.run(
+        [sys.executable, "-c", TRY_ALL],
+        input=command_lines,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder, json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=[" ".join(a)[:40] for a, _ in WRONG])
+def test_a_wrong_command_line_starts_nothing(number, refusals):
+    folder, answers = refusals
+    status, message = answers[number]
+    assert status == 2, message
+    assert 1 <= len(message.strip().splitlines()) <= 3, message
+    assert WRONG[number][1] in message
+    assert list(folder.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------- the locks
+
+
+def test_devices_are_taken_one_at_a_time(tmp_path):
+    said = []
+    with DeviceLocks(["cpu", "GPU-1"], tmp_path, who="the first") as first:
+        DeviceLocks(["GPU-2"], tmp_path, who="another card").release()
+        with pytest.raises(UsageError, match="the first") as error:
+            DeviceLocks(["cpu"], tmp_path, who="the second", wait=False)
+        assert f"process {os.getpid()}" in str(error.value)
+        with pytest.raises(Stopped):
+            DeviceLocks(
+                ["GPU-1"], tmp_path, who="x", say=said.append, stop_requested=lambda: signal.SIGINT
+            )
+        assert "the first" in said[0]
+        first.note_run(12345)
+        with pytest.raises(UsageError, match="12345"):
+            DeviceLocks(["cpu"], tmp_path, who="the second", wait=False)
+    DeviceLocks(["cpu", "GPU-1"], tmp_path, who="the second", wait=False).release()
+
+
+def test_a_lock_lasts_as_long_as_the_run_that_inherited_it(tmp_path):
+    held = DeviceLocks(["cpu"], tmp_path, who="a sweep")
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=held.descriptors)
+    held.release()  # as the kernel does for a sweep that is killed
+    with pytest.raises(UsageError, match="a sweep"):
+        DeviceLocks(["cpu"], tmp_path, who="the next", wait=False)
+    child.communicate()
+    DeviceLocks(["cpu"], tmp_path, who="the next", wait=False).release()
+
+
+# ------------------------------------------------------------------------------ the prediction
+
+
+def finished(config, updates, once_s, per_update_s):
+    duration_s = once_s + per_update_s * updates
+    summary = {
+        "updates": updates,
+        "parameters": 100,
+        "duration_s": duration_s,
+        "duration_by_phase_s": {"compile": once_s, "train": per_update_s * updates},
+        "compiled": {"flops_per_update": 1e6},
+    }
+    return config, Run(Path("x"), "completed", "", config.to_json(), summary)
+
+
+def test_time_is_that_of_the_same_settings_else_scaled_by_the_work():
+    same, deeper = TINY, dataclasses.replace(TINY, depth=3)
+    sizes = {
+        dataclasses.replace(TINY, seed=7).id: Size(20, 100, 128, 1e6),
+        deeper.id: Size(200, 300, 128, 3e6),
+    }
+    predictor = Predictor(sizes, startup_s=2.0)
+    assert predictor.predict(sweeps.Cell(deeper)).seconds is None
+    predictor.add(*finished(same, updates=20, once_s=5.0, per_update_s=0.5))
+    other_seed = predictor.predict(sweeps.Cell(dataclasses.replace(TINY, seed=7)))
+    assert other_seed.seconds == 2 + 5 + 10
+    assert "same settings" in other_seed.source
+    scaled = predictor.predict(sweeps.Cell(deeper))
+    assert scaled.seconds == pytest.approx(2 + 5 + 3 * 0.5 * 200)
+    assert "depth" in scaled.source
+
+
+# ------------------------------------------------------------------------------- real processes
+
+SMALL = ["--model=mlp", "--depth=1", "--width=16", "--idle_seconds=0", "--meters=estimate"]
+
+
+def sweep_command(folder, *flags):
+    return [
+        sys.executable,
+        *("-m", "experiments.sweep", f"--out={folder}/runs", f"--lock_dir={folder}/locks"),
+        *SMALL,
+        *flags,
+    ]
+
+
+def run_sweep(folder, *flags, status=0, env=None):
+    """Runs the driver to its end; its record and what it printed."""
+    ended = subprocess.run(
+        sweep_command(folder, *flags),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=env,
+    )
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return read_record(folder), ended.stdout
+
+
+def read_record(folder):
+    (record,) = (folder / "runs" / "sweeps").glob("*/sweep.json")
+    return json.loads(record.read_text())
+
+
+def states(record):
+    return collections.Counter(cell["state"] for cell in record["cells"])
+
+
+DIVERGING = ["--grid=learning_rate=0.1,1e30", "--seeds=2", "--updates=10"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of two set-ups, one of which fails by its nature; and what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, *run_sweep(folder, *DIVERGING, status=1)
+
+
+def test_failed_runs_are_recorded_and_the_sweep_goes_on(swept):
+    folder, record, printed = swept
+    assert states(record) == {"completed": 2, "failed": 2}
+    assert [cell["block"] for cell in record["cells"]] == [0, 0, 1, 1]
+    for cell in record["cells"]:
+        run = read_run(folder / "runs" / cell["run"])
+        assert run.state == cell["state"]
+        assert run.config is not None
+        assert run.config["id"] == cell["run_id"]
+        diverges = cell["settings"]["learning_rate"] == 1e30
+        assert cell["state"] == ("failed" if diverges else "completed")
+        assert cell["exit_status"] == (1 if diverges else 0)
+        assert ("not finite" in (cell["why"] or "")) == diverges
+    (conditions,) = record["conditions"]
+    assert conditions["provenance"] == "estimated"
+    assert conditions["protocol"] == record["protocol"]
+    assert "ESTIMATED" in printed
+    assert printed.count("learning_rate=1e+30 seed=1") >= 1
+
+
+def test_any_run_can_be_repeated_by_its_line_of_the_record(swept, tmp_path):
+    cell = next(cell for cell in swept[1]["cells"] if cell["state"] == "completed")
+    program, *words = shlex.split(cell["command"])
+    assert program == sys.executable
+    # As it stands it finds its run completed.
+    ended = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0
+    assert "complete" in ended.stdout
+
+
+def test_what_is_finished_is_not_run_again_and_may_lie_deeper(swept, tmp_path):
+    folder, record, _ = swept
+    shutil.copytree(folder / "runs", tmp_path / "runs" / "of" / "a colleague")
+    shutil.rmtree(tmp_path / "runs" / "of" / "a colleague" / "sweeps")
+    again, printed = run_sweep(tmp_path, *DIVERGING, status=1)
+    assert again["id"] == record["id"]
+    assert states(again) == states(record)
+    assert {cell["wall_s"] for cell in again["cells"]} == {None}
+    assert {Path(cell["run"]).parts[0] for cell in again["cells"]} == {"of"}
+    assert "2 of 4 runs completed, 2 failed" in printed
+
+
+def test_results_of_other_conditions_are_left_alone_and_said(swept, tmp_path):
+    folder, record, _ = swept
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    done = [cell for cell in record["cells"] if cell["state"] == "completed"]
+    runs = [read_run(folder / "runs" / cell["run"]) for cell in record["cells"]]
+    configs = [RunConfig.from_json(run.config or {}) for run in runs]
+    planned = sweeps.plan([dataclasses.replace(config, name=None) for config in configs])
+    here = Conditions.from_json(record["conditions"][0])
+    expected = {cell.run_id: here for cell in planned.cells}
+    assert Ground(tmp_path / "runs", expected).left_alone(planned) == ()
+
+    def edit(cell, name, change):
+        file = tmp_path / "runs" / cell["run"] / name
+        document = json.loads(file.read_text())
+        change(document)
+        file.write_text(json.dumps(document))
+
+    edit(done[0], "environment.json", lambda e: e["cpu"].update(model="Another CPU"))
+    edit(done[1], "config.json", lambda c: c.update(protocol=0))
+    ground = Ground(tmp_path / "runs", expected)
+    located = {cell.run_id: ground.locate(cell) for cell in planned.cells}
+    for cell in done:
+        assert located[cell["run_id"]].state == "waiting"
+        assert located[cell["run_id"]].name == f"{cell['run_id']}-r1"  # beside it, not over it
+    sentences = " ".join(ground.left_alone(planned))
+    assert "Another CPU" in sentences
+    assert "protocol 0" in sentences
+
+    # Where nothing is expected, as of a cluster's nodes, both are there, and cannot be mixed.
+    edit(done[1], "config.json", lambda c: c.update(protocol=done[1].get("protocol", 1)))
+    ground = Ground(tmp_path / "runs", {})
+    result = sweeps.SweepResult(
+        planned, tuple(ground.locate(cell) for cell in planned.cells), tmp_path
+    )
+    assert len(result.conditions) == 2
+    assert "must not be mixed" in result.warnings[-1]
+    with pytest.raises(RunError, match="Another CPU"):
+        result.comparable()
+
+
+def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
+    folder, _, _ = swept
+    before = sorted(folder.rglob("*"))
+    flags = ["--grid=learning_rate=0.1,0.2", "--seeds=3", "--updates=10", "--dry_run"]
+    ended = subprocess.run(
+        sweep_command(folder, *flags), capture_output=True, text=True, check=True
+    )
+    assert sorted(folder.rglob("*")) == before
+    assert "6 runs, 4 to be done: " in ended.stdout
+    assert "2 finished runs of the same" in ended.stdout
+    assert "learning_rate" in ended.stdout
+
+
+ENDLESS = ["--updates=100000000", "--eval_every=2000", "--seeds=2"]
+
+
+STARTED: list[tuple[Path, subprocess.Popen]] = []
+
+
+def start(folder, *flags):
+    process = subprocess.Popen(
+        sweep_command(folder, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    STARTED.append((folder, process))
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """A test that fails half-way leaves neither a sweep nor its run."""
+    yield
+    while STARTED:
+        folder, process = STARTED.pop()
+        if process.poll() is None:
+            _, run_pid = holder_of(folder)
+            process.kill()
+            process.communicate()
+            if run_pid is not None:
+                os.kill(run_pid, signal.SIGKILL)
+
+
+def wait_for(holds, process):
+    """Waits until `holds()`; fails if the process ends first."""
+    while not holds():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def evaluations(folder):
+    return sum(path.read_bytes().count(b"\n") for path in (folder / "runs").glob("*/metrics.jsonl"))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    process = start(tmp_path, *ENDLESS)
+    wait_for(lambda: evaluations(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    record = read_record(tmp_path)
+    assert states(record) == {"unfinished": 1, "waiting": 1}
+    (begun,) = (cell for cell in record["cells"] if cell["state"] == "unfinished")
+    assert begun["exit_status"] == 130
+    run = read_run(tmp_path / "runs" / begun["run"])
+    assert run.summary is not None
+    assert run.summary["status"] == "preempted"
+    assert run.summary["updates"] > 0
+
+    seen = evaluations(tmp_path)
+    process = start(tmp_path, *ENDLESS)
+    wait_for(lambda: evaluations(tmp_path) > seen, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    again = read_run(tmp_path / "runs" / begun["run"])
+    assert again.summary is not None
+    assert again.summary["attempts"] == 2
+    assert again.summary["updates"] > run.summary["updates"]
+
+
+def holder_of(folder):
+    """The process ids of the sweep and of its run, as the lock's file says."""
+    (lock,) = (folder / "locks").glob("*.lock")
+    owner = json.loads(lock.read_text())
+    return owner["pid"], owner["run_pid"]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_leaves_its_run_and_the_next_waits_for_it(tmp_path):
+    process = start(tmp_path, *ENDLESS)
+    wait_for(lambda: evaluations(tmp_path) >= 1, process)
+    pid, run_pid = holder_of(tmp_path)
+    assert pid == process.pid
+    process.kill()
+    process.communicate()
+
+    refused = subprocess.run(
+        sweep_command(tmp_path, *ENDLESS, "--nowait"), capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert f"process {run_pid}" in refused.stderr
+
+    waiting = start(tmp_path, *ENDLESS)
+    assert waiting.stdout is not None
+    assert f"process {run_pid}" in waiting.stdout.readline()
+    seen = evaluations(tmp_path)
+    os.kill(run_pid, signal.SIGTERM)  # the orphan saves, and with it goes the lock
+    wait_for(lambda: evaluations(tmp_path) > seen, waiting)
+    waiting.send_signal(signal.SIGINT)
+    output, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130, output
+    (run,) = (read_run(path.parent) for path in (tmp_path / "runs").glob("*/config.json"))
+    assert run.summary is not None
+    assert run.summary["attempts"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_recorded_and_the_sweep_goes_on(tmp_path):
+    process = start(tmp_path, *ENDLESS)
+    wait_for(lambda: evaluations(tmp_path) >= 1, process)
+    _, first = holder_of(tmp_path)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: holder_of(tmp_path)[1] not in (first, None), process)
+    seen = evaluations(tmp_path)
+    wait_for(lambda: evaluations(tmp_path) > seen, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    killed, stopped = read_record(tmp_path)["cells"]
+    assert killed["state"] == "unfinished"  # the same command goes on with it
+    assert "SIGKILL" in killed["why"]
+    assert killed["exit_status"] == -signal.SIGKILL
+    assert stopped["exit_status"] == 130
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_take_turns_and_share_their_runs(tmp_path):
+    flags = ["--updates=200", "--seeds=2"]
+    both = [start(tmp_path, *flags), start(tmp_path, *flags, "--grid=learning_rate=0.1,0.2")]
+    same = start(tmp_path, *flags)
+    printed = [process.communicate(timeout=300)[0] for process in (*both, same)]
+    assert [process.returncode for process in (*both, same)] == [0, 0, 0], printed
+    assert sum("waiting for cpu" in text for text in printed) == 2
+    runs = [read_run(path.parent) for path in (tmp_path / "runs").glob("*/config.json")]
+    assert len(runs) == 6  # two of the first, four of the second, none of the third
+    spans = sorted(
+        (line["start_ns"], line["end_ns"])
+        for run in runs
+        for line in run.windows
+        if "phase" in line
+    )
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+# ---------------------------------------------------------------------------------------- Slurm
+
+needs_slurm = pytest.mark.skipif(
+    single_node_slurm.why_not() != "", reason=single_node_slurm.why_not() or "-"
+)
+
+
+def test_without_slurm_the_launcher_says_so(tmp_path):
+    env = {**os.environ, "PATH": str(tmp_path)}
+    flags = ["--seeds=2", "--launcher=slurm"]
+    ended = subprocess.run(
+        sweep_command(tmp_path, *flags), capture_output=True, text=True, check=False, env=env
+    )
+    assert ended.returncode == 2
+    assert "sbatch was not found" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    with single_node_slurm.SingleNodeSlurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_a_job_array_runs_the_sweep_and_leaves_what_can_be_read(slurm, tmp_path):
+    flags = [*DIVERGING, "--launcher=slurm", "--sbatch=time=10", "--setup=export SETUP=1"]
+    record, printed = run_sweep(tmp_path, *flags, status=1, env=slurm.environment)
+    assert states(record) == {"completed": 2, "failed": 2}, printed
+    folder = tmp_path / "runs" / "sweeps" / record["id"]
+    commands = (folder / "commands.txt").read_text().splitlines()
+    assert commands == [cell["command"] for cell in record["cells"]]
+    script = (folder / "job.sbatch").read_text()
+    for line in ("--array=0-3", "--exclusive", "--requeue", "--time=10"):
+        assert f"#SBATCH {line}\n" in script
+    assert script.index("export SETUP=1") < script.index("eval")
+    assert subprocess.run(["bash", "-n", folder / "job.sbatch"], check=False).returncode == 0
+    runs = [read_run(tmp_path / "runs" / cell["run"]) for cell in record["cells"]]
+    spans = sorted((line["start_ns"], line["end_ns"]) for run in runs for line in run.windows)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+    # What is finished is not submitted again; a further seed is.
+    further = [flag.replace("--seeds=2", "--seeds=3") for flag in flags]
+    subprocess.run(
+        sweep_command(tmp_path, *further),
+        env=slurm.environment,
+        check=False,
+        capture_output=True,
+        timeout=300,
+    )
+    scripts = [path.read_text() for path in (tmp_path / "runs" / "sweeps").glob("*/job.sbatch")]
+    assert sorted("--array=4-5\n" in text for text in scripts) == [False, True]
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
+    flags = [*ENDLESS, "--launcher=slurm", "--nowatch"]
+    run_sweep(tmp_path, *flags, env=slurm.environment)
+
+    def jobs(state):
+        asked = slurm.ask("squeue", "--noheader", "--array", "--format=%A %T")
+        return [line.split()[0] for line in asked.splitlines() if line.endswith(state)]
+
+    def await_(holds):
+        end_s = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < end_s, slurm.ask("squeue", "--array")
+            time.sleep(0.1)
+
+    await_(lambda: evaluations(tmp_path) >= 1)
+    (running,) = jobs("RUNNING")  # the other waits: a task has the node to itself
+    again, printed = run_sweep(tmp_path, *flags, env=slurm.environment)
+    assert "in the queue already" in printed
+    assert states(again) == {"running": 1, "waiting": 1}
+
+    slurm.ask("scontrol", "requeue", running)  # as preemption does
+    (path,) = (tmp_path / "runs").glob("*/config.json")
+
+    def saved():
+        run = read_run(path.parent)
+        return run.summary is not None and run.summary["status"] == "preempted"
+
+    await_(saved)
+    updates = (read_run(path.parent).summary or {})["updates"]
+    assert updates > 0
+    await_(lambda: jobs("RUNNING") and running not in jobs("RUNNING"))  # now the other one runs
+    slurm.ask("scontrol", "hold", *jobs("RUNNING"))
+    for job in jobs("RUNNING"):
+        slurm.ask("scontrol", "requeuehold", job)
+    slurm.ask("scontrol", "update", f"JobId={running}", "StartTime=now")  # it would be 2 minutes
+
+    def goes_on():
+        lines = read_run(path.parent).windows
+        return any(line.get("event") == "rollback" for line in lines)
+
+    await_(goes_on)
+    rollback = next(w for w in read_run(path.parent).windows if w.get("event") == "rollback")
+    assert rollback["to_update"] == updates
+    slurm.ask("scancel", "--user=root")
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_before_a_time_limit_a_run_saves_and_its_task_is_queued_again(slurm, tmp_path):
+    """The last minutes are announced by a signal to the task's shell alone; here by hand."""
+    run_sweep(tmp_path, *ENDLESS, "--launcher=slurm", "--nowatch", env=slurm.environment)
+    end_s = time.monotonic() + 120
+    while not evaluations(tmp_path):
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
+    asked = slurm.ask("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%A")
+    slurm.ask("scancel", "--batch", "--signal=USR1", asked)
+    while "BeginTime" not in slurm.ask("squeue", "--noheader", "--array", "--format=%r"):
+        assert time.monotonic() < end_s, slurm.ask("squeue", "--array")
+        time.sleep(0.1)
+    slurm.ask("scancel", "--user=root")
+    (path,) = list((tmp_path / "runs").glob("*/summary.json"))[:1]
+    assert json.loads(path.read_text())["status"] == "preempted"
+
+
+def test_tasks_that_share_a_package_counter_take_turns(tmp_path):
+    """A GPU of one's own is enough only where nothing but the GPU is counted."""
+
+    def script(meters):
+        planned = sweeps.plan([dataclasses.replace(TINY, meters=meters, seed=s) for s in (0, 1, 2)])
+        cells = [sweeps.CellResult(c, "waiting", "", None, f"{c.run_id}-r0") for c in planned.cells]
+        options = sweeps.SlurmOptions(exclusive="gpu", gres="gpu:a100:1", parallel=2)
+        return write_job(cells, [0, 2], tmp_path, tmp_path, options).read_text()
+
+    assert "#SBATCH --array=0,2%1\n" in script("auto")
+    assert "#SBATCH --array=0,2%1\n" in script("nvml,rapl")
+    alone = script("nvml")
+    assert "#SBATCH --array=0,2%2\n" in alone
+    assert "#SBATCH --gres=gpu:a100:1\n" in alone
+    assert "--exclusive" not in alone

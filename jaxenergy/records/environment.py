@@ -90,6 +90,11 @@ def read_environment(
     }
 
 
+def read_device_name(device: Device) -> str:
+    """The model of what computes: the device's own name, or the CPU's model."""
+    return (_read_cpu_model() if device.platform == "cpu" else None) or device.name
+
+
 def read_boot_id() -> str | None:
     """The id of this boot of the machine: counters and monotonic clocks restart with it."""
     return _read_text("/proc/sys/kernel/random/boot_id")

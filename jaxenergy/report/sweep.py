@@ -53,10 +53,14 @@ class SweepView:
             self._print_ended(progress)
             return
         table = self._table(progress.result, self._console.height - _LINES_BESIDE_THE_TABLE)
-        shown = Group(table, Text(_state_line(progress), overflow="ellipsis", no_wrap=True))
+        state = f"{_counts(progress.result)}; {_time_left(progress)}"
+        lines = [Text(line, overflow="ellipsis", no_wrap=True) for line in (state, _now(progress))]
+        shown = Group(table, *lines)
         live = self._live
         if live is None:
-            live = self._live = Live(shown, console=self._console, auto_refresh=False)
+            live = self._live = Live(
+                shown, console=self._console, auto_refresh=False, transient=True
+            )
             live.start()
         live.update(shown, refresh=True)
 
@@ -125,10 +129,10 @@ class SweepView:
             table.add_row(
                 *(Text(plain_text("default" if v is None else v, 40)) for v in values),
                 f"{len(done)}/{len(cells)}",
-                format_si(_mean(done, "energy_j", "total"), "J"),
-                format_si(_mean(done, "per_update_j", "mean"), "J"),
+                format_si(_mean(done, "energy_j", "total"), "J") if done else "",
+                format_si(_mean(done, "per_update_j", "mean"), "J") if done else "",
                 _percent(_mean(done, "final", "test_accuracy")),
-                format_duration_s(_mean(done, "duration_s")),
+                format_duration_s(_mean(done, "duration_s")) if done else "",
                 style=style,
             )
         if len(shown) < len(groups):
@@ -216,20 +220,18 @@ def _label(sweep: Sweep, cell: CellResult) -> str:
     return " ".join(f"{name}={plain_text(getattr(cell.cell.config, name), 60)}" for name in names)
 
 
-def _state_line(progress: Progress) -> str:
+def _now(progress: Progress) -> str:
+    """What is running, and how far it is."""
     result = progress.result
-    parts = [_counts(result)]
-    for cell in result.cells:
-        if cell.state == RUNNING:
-            parts.append(_label(result.sweep, cell))
+    running = [cell for cell in result.cells if cell.state == RUNNING]
+    parts = [_label(result.sweep, cell) for cell in running[:3]]
     if progress.begun_s is not None:
         parts.append(format_duration_s(time.monotonic() - progress.begun_s))
     if progress.update is not None:
-        parts.append(f"update {progress.update:,}")
+        parts.append(f"update {progress.update:,}/{progress.total_updates or 0:,}")
     if progress.energy_j is not None:
         word = "" if progress.provenance == "measured" else f" {progress.provenance}"
         parts.append(f"{format_si(progress.energy_j, 'J')}{word}")
-    parts.append(_time_left(progress))
     return "  ".join(parts)
 
 

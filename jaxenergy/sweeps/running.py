@@ -37,7 +37,7 @@ from jaxenergy.sweeps.results import (
     sweep_folder,
     write_record,
 )
-from jaxenergy.sweeps.slurm import SlurmOptions, SlurmSweep
+from jaxenergy.sweeps.slurm import SlurmOptions, SlurmSweep, check_slurm_is_here
 from jaxenergy.sweeps.survey import Survey, survey
 
 LAUNCHERS = ("local", "slurm")
@@ -54,6 +54,7 @@ class Progress:
         result: what has become of each run so far.
         begun_s: `time.monotonic()` at which the present run began; None between runs.
         update: updates of the present run at its last evaluation.
+        total_updates: updates that it was given.
         energy_j: its joules until then; None where they are not known.
         provenance: of these joules.
         left_s: time that the runs yet to be done will take, as far as that is known.
@@ -63,6 +64,7 @@ class Progress:
     result: SweepResult
     begun_s: float | None = None
     update: int | None = None
+    total_updates: int | None = None
     energy_j: float | None = None
     provenance: str = "none"
     left_s: float = 0.0
@@ -190,6 +192,7 @@ def _run_by_slurm(
     options: SlurmOptions,
     stop_requested: Callable[[], int | None],
 ) -> SweepResult:
+    check_slurm_is_here()
     found = survey(sweep, machine=False)  # what the nodes are is not known here
     ground = Ground(out, found.conditions)
     result = _look_around(sweep, ground, out, retry_failed)
@@ -302,11 +305,13 @@ class _Local:
                 pass_fds=locks.descriptors,
             )
         locks.note_run(process.pid)
-        self._attend(process, path, begun_s, stop)
+        stopped = self._attend(process, path, begun_s, stop)
         locks.note_run(None)
-        after = _what_became(
-            before, path, process.returncode, time.monotonic() - begun_s, log, log_start
-        )
+        wall_s = time.monotonic() - begun_s
+        after = _what_became(before, path, process.returncode, wall_s, log, log_start)
+        if stopped and after.state == FAILED and after.path is None:
+            # The signal came before the run had begun; it has left nothing.
+            after = dataclasses.replace(after, state=WAITING, why="")
         self._set(position, after)
         if after.state == COMPLETED:
             self.predictor.add(after.cell.config, after.read())
@@ -317,8 +322,8 @@ class _Local:
         path: Path,
         begun_s: float,
         stop: Callable[[], int | None],
-    ) -> None:
-        """Waits for a run's end, shows how far it is, and hands a signal on."""
+    ) -> bool:
+        """Waits for a run's end, shows how far it is, and hands a signal on; whether it did."""
         handed_on = False
         try:
             while not _ends_within(process, _LOOK_EVERY_S):
@@ -332,6 +337,7 @@ class _Local:
             process.terminate()
             process.wait()
             raise
+        return handed_on
 
     def _set(self, position: int, cell: CellResult) -> None:
         cells = list(self.result.cells)
@@ -344,17 +350,22 @@ class _Local:
         running = [cell.cell for cell in self.result.cells if cell.state == RUNNING]
         ahead = [cell.cell for cell in self.result.cells if cell.state in (WAITING, UNFINISHED)]
         left_s, unknown = add_up([self.predictor.predict(cell) for cell in ahead])
+        latest = _latest_metrics(path) if path else {}
+        update, total_updates = latest.get("update"), None
         for cell in running:
             seconds = self.predictor.predict(cell).seconds
             elapsed_s = time.monotonic() - (begun_s or time.monotonic())
+            total_updates = self.found.sizes[cell.run_id].updates
+            if seconds is None and update:
+                seconds = elapsed_s * total_updates / update
             left_s += max(0.0, (seconds or 0.0) - elapsed_s)
             unknown += seconds is None
-        latest = _latest_metrics(path) if path else {}
         self.observer.show(
             Progress(
                 result=self.result,
                 begun_s=begun_s,
-                update=latest.get("update"),
+                update=update,
+                total_updates=total_updates,
                 energy_j=latest.get("energy_j"),
                 provenance=latest.get("provenance") or "none",
                 left_s=left_s,
@@ -458,9 +469,9 @@ def _what_became(
     """A cell after its process ended, by what its folder says."""
     ended = dataclasses.replace(before, exit_status=status, wall_s=wall_s, path=None)
     said = _last_lines(log, log_start)
-    if not path.is_dir():
+    run = read_run(path) if path.is_dir() else None
+    if run is None or run.config is None:  # it was refused, or ended before it had begun
         return dataclasses.replace(ended, state=FAILED, why=said or _how_it_ended(status))
-    run = read_run(path)
     ended = dataclasses.replace(
         ended, path=path, why=run.why, state=run.state, conditions=read_conditions(run)
     )

@@ -73,6 +73,20 @@ class SlurmOptions:
                 )
 
 
+def check_slurm_is_here() -> None:
+    """Refuses a machine that cannot submit to Slurm.
+
+    Raises:
+        UsageError: a program of Slurm's is missing.
+    """
+    for program in ("sbatch", "squeue"):
+        if shutil.which(program) is None:
+            raise UsageError(
+                f"--launcher=slurm: {program} was not found on the PATH.\n"
+                "Allowed: a machine that submits to Slurm, or --launcher=local."
+            )
+
+
 def write_job(
     cells: Sequence[CellResult],
     pending: Iterable[int],
@@ -241,15 +255,9 @@ class SlurmSweep:
             What has become of each run.
 
         Raises:
-            UsageError: Slurm is not here, or refuses the array.
+            UsageError: Slurm refuses the array.
             RunError: Slurm does not answer.
         """
-        for program in ("sbatch", "squeue"):
-            if shutil.which(program) is None:
-                raise UsageError(
-                    f"--launcher=slurm: {program} was not found on the PATH.\n"
-                    "Allowed: a machine that submits to Slurm, or --launcher=local."
-                )
         try:
             (self.result.folder / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -23,7 +23,7 @@ from jaxenergy.energy.windows import TARGET_RELATIVE_SE, relative_window_error
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Device, Meters, compare_sources, open_meters
 from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, read_run, summarise
-from jaxenergy.records.environment import read_environment
+from jaxenergy.records.environment import read_device_name, read_environment
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.summary import add_energy
 from jaxenergy.training.checkpoint import Checkpoints, Progress
@@ -104,7 +104,7 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 Interruption(
                     lambda signum: [s.write_when_stuck(signum) for s in sessions]
                 ) as interruption,
-                _create(choice, plan, meters) as folder,
+                _create(choice, plan, meters, described) as folder,
             ):
                 for note in folder.notes:
                     observer.say(note)
@@ -158,13 +158,15 @@ def _headline(plan: Plan, device: jax.Device) -> str:
     )
 
 
-def _create(choice: FolderChoice, plan: Plan, meters: Meters) -> RunFolder:
+def _create(choice: FolderChoice, plan: Plan, meters: Meters, device: Device) -> RunFolder:
     """Makes or takes the folder, its config completed by what was resolved.
 
-    What is resumed must go on as it began: with the same data, on the same domains.
+    What is resumed must go on as it began: with the same data, on the same domains, and on the
+    same kind of device.
     """
     resolved = {
         **plan.resolved(),
+        "device": read_device_name(device),
         "counted_domains": list(meters.counted_domains),
         "provenance": meters.provenance,
     }
