@@ -189,6 +189,7 @@ case $command in
   *)
     is_driver "$command" || refuse_driver "$command"
     extras="rapl tfds"
+    [[ $command != compare ]] || extras="$extras torch"
     ;;
 esac
 shift

@@ -169,6 +169,10 @@ def read_source_digest() -> str:
     return digest.hexdigest()
 
 
+class Unfinished(Exception):
+    """A check that has kept what it did, and goes on with the rest at the next call."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
     """One part of a stage.
@@ -285,7 +289,11 @@ class Stage:
             if elapsed_s + check.seconds > STAGE_S and elapsed_s > STAGE_S / 4:
                 print(f"{self.name}: time is up before {check.name}; call it again to go on")
                 return CALL_AGAIN
-            self._run_one(check)
+            try:
+                self._run_one(check)
+            except Unfinished as left:
+                print(f"{self.name}: {check.name} is not finished ({left}); call it again to go on")
+                return CALL_AGAIN
             self._record["complete"] = all(name in self._record["checks"] for name in names)
             self._save()
         print(f"{self.name}: {self._path}")
@@ -297,6 +305,8 @@ class Stage:
         try:
             result = _rounded(check.run())
             dump_json(result, check.name)  # a number that JSON has not is this check's failure
+        except Unfinished:
+            raise
         except Exception as error:  # whatever the GPU or a library does, the other checks go on
             traceback.print_exc()
             self._record["failed"][check.name] = f"{type(error).__name__}: {error}"[-2000:]
@@ -331,6 +341,11 @@ class Stage:
         lines = [",".join(columns), *(",".join(f"{value:.10g}" for value in row) for row in rows)]
         (self.folder / file).write_text("\n".join(lines) + "\n")
         return file
+
+    @property
+    def left_s(self) -> float:
+        """What is left of this call's time."""
+        return STAGE_S - (time.monotonic() - self._begun_s)
 
     def close(self) -> None:
         """Lets others work on the folder."""

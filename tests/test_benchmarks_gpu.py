@@ -51,13 +51,13 @@ def test_an_unknown_stage_is_refused_with_the_nearest():
     refused = gpu_sh("instrumnet")
     assert refused.returncode == 2
     assert "STAGE=instrumnet is unknown. Did you mean instrument?" in refused.stderr
-    assert "instrument run tests measure all" in refused.stderr
+    assert "instrument run tests measure frameworks all" in refused.stderr
 
 
 def test_without_a_stage_it_says_how_it_is_used():
     refused = gpu_sh()
     assert refused.returncode == 2
-    for stage in ("instrument", "run", "tests", "measure", "all"):
+    for stage in ("instrument", "run", "tests", "measure", "frameworks", "all"):
         assert f" {stage} " in refused.stderr
 
 
@@ -170,6 +170,36 @@ def test_updates_cost_their_duration_times_the_power(instrument):
         assert 0.5 < blocks["holds_next_mean"]["expected"] < 0.95
 
 
+# --- the frameworks stage -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_frameworks_are_compared_by_the_joules_of_the_card(tmp_path):
+    library = simulated_nvml.build(tmp_path)
+    Cards(tmp_path / "state", [Card(name="NVIDIA H100 80GB HBM3", power_w=POWER_W)]).write()
+    arguments = ("frameworks", "--budget=smoke", f"--results={tmp_path / 'results'}", "--fresh")
+    env = simulated_nvml.environment(library, tmp_path / "state")
+    done = gpu_sh(*arguments, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "results" / "nvidia-h100-80gb-hbm3"
+    stage = json.loads((folder / "frameworks.json").read_text())
+    assert stage["complete"]
+    document = json.loads((folder / stage["checks"]["mlp"]["file"]).read_text())
+    entry = document["models"]["mlp"]
+    assert entry["parity"]["passed"]
+    assert entry["provenance"] == "measured"
+    for told in entry["frameworks"].values():
+        assert told["processes"] == 2
+        # Constant power, so that joules are seconds times it, whatever the framework.
+        assert told["power_w"]["mean"] == pytest.approx(POWER_W, rel=0.1)
+        assert told["net_per_update_j"]["mean"] < 0.1 * told["per_update_j"]["mean"]
+    (pair,) = entry["pairs"]
+    assert pair["energy_ratio"]["ratio"] == pytest.approx(pair["time_ratio"]["ratio"], rel=0.1)
+    text = (folder / "frameworks-mlp.json").read_text()
+    for private in (os.uname().nodename, str(BENCHMARKS.parent)):
+        assert f'"{private}' not in text
+
+
 # --- the results file -----------------------------------------------------------------------------
 
 
@@ -239,6 +269,17 @@ def test_what_may_not_finish_in_time_is_left_for_the_next_call(open_stage):
 def test_a_check_too_long_for_any_call_is_begun_at_once(open_stage):
     log = []
     assert open_stage().run([counting("a", log, seconds=2 * gpu_stage.STAGE_S)]) == 0
+
+
+def test_a_check_that_keeps_what_it_did_is_gone_on_with(open_stage):
+    log = []
+    stage = open_stage()
+    checks = [counting("a", log, gpu_stage.Unfinished("2 are left")), counting("b", log)]
+    assert stage.run(checks) == gpu_stage.CALL_AGAIN
+    assert not (stage.folder / "stage.json").exists()
+    assert stage.run([counting("a", log), counting("b", log)]) == 0
+    assert log == ["a", "a", "b"]
+    assert read(stage)["failed"] == {}
 
 
 def test_results_of_other_versions_are_not_mixed(open_stage):

@@ -23,7 +23,7 @@ ROWS = (
     {"training.steps", "energy"},
     {"training", "measuring"},
     {"sweeps", "torch_twin", "inference"},
-    {"studies", "report"},
+    {"studies", "report", "frameworks"},
 )
 DRIVERS_ROW = len(ROWS)
 

@@ -73,6 +73,22 @@ REFUSED = {
         "seed": [("-1", "at least 0"), ("x", "whole number")],
     },
     "meters": {"powercap_root": [("no/such/folder", "no folder"), ("", "no folder")]},
+    "compare": {
+        "frameworks": [
+            ("jax,troch", "torch"),
+            ("jax", "needs two"),
+            ("torch,torch", "twice"),
+            ("", "jax_plain"),
+        ],
+        "models": [("cmm", "cnn"), ("mlp,mlp", "twice"), ("", "mlp")],
+        "processes": [("1", "at least 2"), ("many", "whole number")],
+        "cold_compiles": [("0", "at least 1"), ("1.5", "whole number")],
+        "seconds": [("0", "above 0"), ("inf", "a number")],
+        "tf32": [("maybe", "true or false")],
+        "batch_size": [("0", "1 or more")],
+        "precision": [("float46", "float32")],
+        "name": [("../up", "--name")],
+    },
     "shares": {
         "meters": [("nvlm", "nvml")],
         "model": [("cmm", "cnn")],

@@ -1,0 +1,262 @@
+"""One process of a comparison: meters one framework, by the same lines of code for all of them.
+
+    python -m jaxenergy.frameworks.worker REQUEST.json RESULT.json
+
+The meters are opened before the framework is imported, so that importing it is part of the account.
+One ledger cuts all phases, at the same places in every framework:
+
+    start_up   importing it, waking the device, moving data and weights there
+    (other)    what is ours and no framework's: reading the data set, making weights; left out
+    compile    building the update, and its first call to the end
+    warmup     more calls, until late compilation is over and a call can be timed
+    train      windows of whole calls, each fenced on what its last call returned
+    idle       afterwards: everything loaded, nothing running
+"""
+
+import ctypes
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxenergy import runtime
+from jaxenergy.config import RunConfig
+from jaxenergy.energy import Ledger, updates_per_window
+from jaxenergy.energy.windows import estimate_per, idle_power_w
+from jaxenergy.errors import RunError, UsageError
+from jaxenergy.frameworks import FRAMEWORKS
+from jaxenergy.frameworks.inputs import Inputs, read_inputs
+from jaxenergy.frameworks.request import Request
+from jaxenergy.frameworks.side import Side, read_host_bytes
+from jaxenergy.meters import Device, Meters, open_meters
+from jaxenergy.records.environment import read_environment
+from jaxenergy.records.files import read_document, write_json_atomic
+from jaxenergy.records.summary import add_energy
+from jaxenergy.units import NS_PER_S
+
+SCHEMA = 1
+
+# Calls after the first one that count as warm-up: PyTorch compiles its optimizer in the second.
+_WARMUP_CALLS = 3
+_TIMED_S = 0.2  # how long calls are timed before their number in a window is decided
+_WINDOWS = 20  # of about equal length, in the seconds asked for
+_MIN_WINDOWS = 6
+_MIN_WINDOW_S = 0.05
+_SETTLE_S = 0.5  # after the work, in which clocks come to rest before idle is measured
+_PR_SET_PDEATHSIG = 1
+
+# The stages of the account, and the ledger's label of each.
+STAGES = {"start_up": "input", "compile": "compile", "warmup": "warmup"}
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """Meters one framework in this process.
+
+    Args:
+        request: what to do.
+
+    Returns:
+        The process's record, as docs/frameworks.md describes it.
+    """
+    runtime_facts = runtime.prepare()  # the allocator, before any framework takes memory
+    config = RunConfig.from_json(request.config)
+    inputs = read_inputs(Path(request.inputs))
+    device = Device(**inputs.facts["device"])
+    side = _open_side(request.framework, config, inputs)
+    lines: list[dict[str, Any]] = []
+    with open_meters(config.meters, [device], powercap_root=config.powercap_root) as meters:
+        with Ledger(meters, fence=lambda _: side.fence(), on_line=lines.append) as ledger:
+            updates = _train(side, ledger, meters, request.seconds)
+            peak = _read_peaks(side)
+            loss = side.loss()
+            if config.idle_seconds and any(d.provenance != "estimated" for d in meters.domains):
+                with ledger.phase("other"):
+                    time.sleep(_SETTLE_S)
+                with ledger.phase("idle"):
+                    time.sleep(config.idle_seconds)
+        environment = read_environment(devices=[device], meters=meters, runtime=runtime_facts)
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the loss became {loss} after {sum(updates.values())} updates; a lower "
+            "--learning_rate may help."
+        )
+    return {
+        "schema": SCHEMA,
+        "framework": request.framework,
+        **account(lines, updates, meters.counted_domains),
+        "provenance": meters.provenance,
+        "counted_domains": list(meters.counted_domains),
+        "updates": updates,
+        "updates_per_call": side.updates_per_call,
+        "loss": loss,
+        "peak_memory": peak,
+        "described": side.describe(),
+        "environment": environment,
+        "lines": lines,
+    }
+
+
+def _train(side: Side, ledger: Ledger, meters: Meters, seconds: float) -> dict[str, int]:
+    """Takes a framework from its import through its training; the updates made, by stage."""
+    calls = {"compile": 1, "warmup": 0, "train": 0}
+    opening = [("input", side.start), ("other", side.prepare), ("input", side.load)]
+    if side.prepares_first:
+        opening[:2] = opening[1::-1]
+    for label, step in opening:
+        with ledger.phase(label):
+            step()
+    with ledger.phase("compile") as phase:
+        side.build()
+        side.call()
+        phase.fence()
+    with ledger.phase("warmup") as phase:
+        calls["warmup"] = _WARMUP_CALLS
+        for _ in range(_WARMUP_CALLS):
+            side.call()
+        phase.fence()
+        timed, elapsed_s = 1, 0.0
+        while elapsed_s < min(_TIMED_S, seconds):
+            timed *= 2
+            start_s = time.perf_counter()
+            for _ in range(timed):
+                side.call()
+            phase.fence()
+            elapsed_s = time.perf_counter() - start_s
+            calls["warmup"] += timed
+    tick_s = max((domain.tick_s for domain in meters.domains if domain.counted), default=0.0)
+    window = updates_per_window(
+        elapsed_s / timed, tick_s, max_seconds=seconds / _WINDOWS, min_seconds=_MIN_WINDOW_S
+    )
+    begin_s, windows = time.perf_counter(), 0
+    with ledger.phase("train") as phase:
+        while time.perf_counter() - begin_s < seconds or windows < _MIN_WINDOWS:
+            for _ in range(window):
+                side.call()
+            phase.cut(updates=window * side.updates_per_call)
+            calls["train"] += window
+            windows += 1
+    return {stage: number * side.updates_per_call for stage, number in calls.items()}
+
+
+def account(
+    lines: Sequence[Mapping[str, Any]], updates: Mapping[str, int], domains: Sequence[str]
+) -> dict[str, Any]:
+    """What one process tells: joules and seconds of each stage, and of one update.
+
+    Args:
+        lines: the ledger's lines, in the order of time.
+        updates: how many were made, by stage.
+        domains: those that are added.
+
+    Returns:
+        `stages`: by stage `energy_j` and `duration_s`; `per_update`: `energy_j`, `duration_s`,
+        `power_w` and how many `windows` they come from; `fixed`: what a training takes beside its
+        updates; `idle_w`. What is not known is None, with its reason in `why`.
+    """
+    stages, why = {}, {}
+    for stage, label in STAGES.items():
+        own = [line for line in lines if line["phase"] == label]
+        energy_j, reason = add_energy(own, domains)
+        stages[stage] = {"energy_j": energy_j, "duration_s": _duration_s(own)}
+        if reason is not None:
+            why[f"stages.{stage}.energy_j"] = reason
+    train = [line for line in lines if line["phase"] == "train" and line["updates"]]
+    found = estimate_per(train, "updates", domains)
+    if isinstance(found, str):
+        seconds = _duration_s(train) / sum(line["updates"] for line in train)
+        per_update = {"energy_j": None, "power_w": None, "duration_s": seconds}
+        per_update["windows"] = len(train)
+        why["per_update.energy_j"] = found
+    else:
+        per_update = {
+            "energy_j": found.energy_j.value,
+            "power_w": found.energy_j.value / found.duration_s,
+            "duration_s": found.duration_s,
+            "windows": found.windows,
+        }
+    first = updates["compile"] + updates["warmup"]
+    fixed: dict[str, float | None] = {}
+    for unit in ("energy_j", "duration_s"):
+        spent = [stage[unit] for stage in stages.values()]
+        known = [value for value in (*spent, per_update[unit]) if value is not None]
+        fixed[unit] = None
+        if len(known) == len(spent) + 1:
+            fixed[unit] = math.fsum(known[:-1]) - first * known[-1]
+    idle_w = _idle_power_w(lines, domains)
+    if isinstance(idle_w, str):
+        idle_w, why["idle_w"] = None, idle_w
+    told = {"stages": stages, "per_update": per_update, "fixed": fixed, "idle_w": idle_w}
+    return {**told, "why": why}
+
+
+def _idle_power_w(lines: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> float | str:
+    """Idle power of all domains together, or why it is not known."""
+    idle = [idle_power_w(lines, domain) for domain in domains]
+    reasons = [found for found in idle if isinstance(found, str)]
+    if reasons or not idle:
+        return reasons[0] if reasons else "no domain was counted"
+    return math.fsum(found.during.value for found in idle if not isinstance(found, str))
+
+
+def _duration_s(lines: Sequence[Mapping[str, Any]]) -> float:
+    return sum(line["end_ns"] - line["start_ns"] for line in lines) / NS_PER_S
+
+
+def _open_side(framework: str, config: RunConfig, inputs: Inputs) -> Side:
+    """The framework's side, not started: nothing heavy is imported yet."""
+    entry = FRAMEWORKS[framework]
+    if entry.package == "jax":
+        from jaxenergy.frameworks.side_jax import JaxSide
+
+        return JaxSide(config, entry.variant, inputs)
+    from jaxenergy.frameworks.side_torch import TorchSide
+
+    return TorchSide(config, entry.variant, inputs)
+
+
+def _read_peaks(side: Side) -> dict[str, int | None]:
+    """The most memory in use at once, of the host and of the device."""
+    host_bytes = read_host_bytes("VmHWM")
+    if host_bytes is not None:
+        host_bytes -= side.scaffold_bytes
+    return {"host_bytes": host_bytes, "device_bytes": side.peak_device_bytes()}
+
+
+def _die_with_parent() -> None:
+    """Ends this process when its comparison is killed: the next would share the machine with it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+def main(request_path: str, result_path: str) -> int:
+    """Does what a request says; the exit status.
+
+    Bad input ends with 2 and a failure with 1, with the message in the result's `error`.
+    """
+    _die_with_parent()
+    status = 0
+    try:
+        request = Request(**(read_document(request_path) or {}))
+        if request.task == "prepare":
+            from jaxenergy.frameworks.preparation import prepare
+
+            result = prepare(request)
+        else:
+            result = measure(request)
+    except UsageError as error:
+        status, result = 2, {"error": str(error)}
+    except Exception as error:  # whatever a framework or its compiler does; the parent goes on
+        traceback.print_exc()
+        status, result = 1, {"error": f"{type(error).__name__}: {error}"[-2000:]}
+    write_json_atomic(result_path, result)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
