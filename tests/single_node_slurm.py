@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 _STARTS_WITHIN_S = 60
+_PATIENCE_S = 600
 
 _CONFIG = """
 ClusterName=test
@@ -112,6 +114,9 @@ class SingleNodeSlurm:
         with contextlib.suppress(subprocess.SubprocessError, OSError):
             self.ask("scancel", "--full", "--signal=KILL", "--user=root")
             self.ask("scancel", "--user=root")
+            end_s = time.monotonic() + 20  # while slurmd lives, steps can end
+            while self.ask("squeue", "--noheader") and time.monotonic() < end_s:
+                time.sleep(0.2)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -127,6 +132,13 @@ class SingleNodeSlurm:
             command, capture_output=True, text=True, check=False, env=self.environment, timeout=30
         )
         return ended.stdout.strip()
+
+    def wait_for(self, holds: Callable[[], object]) -> None:
+        """Waits until `holds()`; fails, with the queue, where that takes very long."""
+        end_s = time.monotonic() + _PATIENCE_S
+        while not holds():
+            assert time.monotonic() < end_s, self.ask("squeue", "--array")
+            time.sleep(0.2)
 
     def _start(self, program: str, *arguments: str) -> None:
         found = _find(program)

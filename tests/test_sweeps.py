@@ -543,7 +543,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
 def holder_of(folder):
     """The process ids of the sweep and of its run, as the lock's file says."""
     (lock,) = (folder / "locks").glob("*.lock")
-    owner = json.loads(lock.read_text())
+    owner = json.loads(lock.read_text().splitlines()[0])
     return owner["pid"], owner["run_pid"]
 
 
@@ -676,16 +676,10 @@ def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
     run_sweep(tmp_path, *flags, env=slurm.environment)
 
     def jobs(state):
-        asked = slurm.ask("squeue", "--noheader", "--array", "--format=%A %T")
+        asked = slurm.ask("squeue", "--noheader", "--array", "--format=%F_%K %T")
         return [line.split()[0] for line in asked.splitlines() if line.endswith(state)]
 
-    def await_(holds):
-        end_s = time.monotonic() + 120
-        while not holds():
-            assert time.monotonic() < end_s, slurm.ask("squeue", "--array")
-            time.sleep(0.1)
-
-    await_(lambda: evaluations(tmp_path) >= 1)
+    slurm.wait_for(lambda: evaluations(tmp_path) >= 1)
     (running,) = jobs("RUNNING")  # the other waits: a task has the node to itself
     again, printed = run_sweep(tmp_path, *flags, env=slurm.environment)
     assert "in the queue already" in printed
@@ -698,20 +692,20 @@ def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
         run = read_run(path.parent)
         return run.summary is not None and run.summary["status"] == "preempted"
 
-    await_(saved)
+    slurm.wait_for(saved)
     updates = (read_run(path.parent).summary or {})["updates"]
     assert updates > 0
-    await_(lambda: jobs("RUNNING") and running not in jobs("RUNNING"))  # now the other one runs
-    slurm.ask("scontrol", "hold", *jobs("RUNNING"))
-    for job in jobs("RUNNING"):
-        slurm.ask("scontrol", "requeuehold", job)
+    slurm.wait_for(
+        lambda: jobs("RUNNING") and running not in jobs("RUNNING")
+    )  # now the other one runs
+    slurm.ask("scontrol", "requeuehold", *jobs("RUNNING"))
     slurm.ask("scontrol", "update", f"JobId={running}", "StartTime=now")  # it would be 2 minutes
 
     def goes_on():
         lines = read_run(path.parent).windows
         return any(line.get("event") == "rollback" for line in lines)
 
-    await_(goes_on)
+    slurm.wait_for(goes_on)
     rollback = next(w for w in read_run(path.parent).windows if w.get("event") == "rollback")
     assert rollback["to_update"] == updates
     slurm.ask("scancel", "--user=root")
@@ -722,15 +716,12 @@ def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
 def test_before_a_time_limit_a_run_saves_and_its_task_is_queued_again(slurm, tmp_path):
     """The last minutes are announced by a signal to the task's shell alone; here by hand."""
     run_sweep(tmp_path, *ENDLESS, "--launcher=slurm", "--nowatch", env=slurm.environment)
-    end_s = time.monotonic() + 120
-    while not evaluations(tmp_path):
-        assert time.monotonic() < end_s
-        time.sleep(0.1)
-    asked = slurm.ask("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%A")
+    slurm.wait_for(lambda: evaluations(tmp_path) >= 1)
+    asked = slurm.ask("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%F_%K")
     slurm.ask("scancel", "--batch", "--signal=USR1", asked)
-    while "BeginTime" not in slurm.ask("squeue", "--noheader", "--array", "--format=%r"):
-        assert time.monotonic() < end_s, slurm.ask("squeue", "--array")
-        time.sleep(0.1)
+    slurm.wait_for(
+        lambda: "BeginTime" in slurm.ask("squeue", "--noheader", "--array", "--format=%r")
+    )
     slurm.ask("scancel", "--user=root")
     (path,) = list((tmp_path / "runs").glob("*/summary.json"))[:1]
     assert json.loads(path.read_text())["status"] == "preempted"

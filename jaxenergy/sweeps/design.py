@@ -5,6 +5,7 @@ the same command describes the same sweep again, on whatever machine goes on wit
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ class Cell:
 
     config: RunConfig
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """The run's id, by which a finished run of it is found."""
         return self.config.id
@@ -38,7 +39,7 @@ class Cell:
         """The block it is run in: its seed."""
         return self.config.seed
 
-    @property
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """Its settings that are off their defaults and change what is computed or measured."""
         defaults = RunConfig().identity()
@@ -80,13 +81,13 @@ class Sweep:
     order_seed: int
     axes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Ten hexadecimal digits: a hash of the runs and of their order."""
         text = " ".join(cell.run_id for cell in self.cells)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-    @property
+    @functools.cached_property
     def varied(self) -> tuple[str, ...]:
         """The settings in which cells differ, the seed aside, in the order of `RunConfig`."""
         seen: dict[str, set] = {}

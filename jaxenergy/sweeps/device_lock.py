@@ -73,10 +73,11 @@ class DeviceLocks:
     def note_run(self, pid: int | None) -> None:
         """Notes which run is going on, for the message that others get."""
         owner = {"pid": os.getpid(), "run_pid": pid, "host": socket.gethostname(), "who": self._who}
+        line = (json.dumps(owner) + "\n").encode()
         for descriptor in self._held:
             with contextlib.suppress(OSError):  # another user's file: it stays without a name
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, (json.dumps(owner) + "\n").encode(), 0)
+                os.pwrite(descriptor, line, 0)  # whoever reads meanwhile takes the first line
+                os.ftruncate(descriptor, len(line))
 
     def release(self) -> None:
         """Gives the devices back; a second call does nothing."""
@@ -181,7 +182,7 @@ def _is_the_file(descriptor: int, path: Path) -> bool:
 def _read_owner(descriptor: int) -> str:
     """Who holds a lock, in words."""
     try:
-        owner = parse_json(os.pread(descriptor, _MAX_OWNER_BYTES, 0), "lock")
+        owner = parse_json(os.pread(descriptor, _MAX_OWNER_BYTES, 0).partition(b"\n")[0], "lock")
     except (OSError, RecordError):
         return "another process"
     text = f"process {plain_text(owner.get('pid'), 20)} ({plain_text(owner.get('who'), 200)})"

@@ -33,6 +33,7 @@ class _Known:
 
     config: RunConfig
     key: str
+    identity: Mapping[str, Any]
     summary: Mapping[str, Any]
     size: Size
 
@@ -49,6 +50,7 @@ class Predictor:
         self._sizes = sizes
         self._startup_s = startup_s
         self._known: dict[str, _Known] = {}
+        self._predicted: dict[str, Prediction] = {}  # asked for again at each redraw
 
     def add(self, config: RunConfig, run: Run) -> None:
         """Notes a finished run, of this sweep or of another; one without figures is passed over."""
@@ -62,7 +64,10 @@ class Predictor:
             )
             usable = summary["duration_s"] > 0 and summary["updates"] > 0
             if usable and summary["duration_by_phase_s"] and size.parameters > 0:
-                self._known[config.id] = _Known(config, _without_seed(config), summary, size)
+                self._known[config.id] = _Known(
+                    config, _without_seed(config), config.identity(), summary, size
+                )
+                self._predicted.clear()
         except (KeyError, TypeError):  # a summary with less in it than this version writes
             return
 
@@ -72,6 +77,11 @@ class Predictor:
         The nearest set-up is that which differs in the fewest settings. Its time for compiling and
         the like is taken as it is, and the rest scaled by updates and by operations per update.
         """
+        if cell.run_id not in self._predicted:
+            self._predicted[cell.run_id] = self._predict(cell)
+        return self._predicted[cell.run_id]
+
+    def _predict(self, cell: Cell) -> Prediction:
         key = _without_seed(cell.config)
         same = [known.summary["duration_s"] for known in self._known.values() if known.key == key]
         if same:
@@ -80,9 +90,10 @@ class Predictor:
             return Prediction(seconds, f"{runs} of the same settings")
         if not self._known:
             return Prediction(None, "unknown: no run is finished yet that it could be taken from")
-        nearest = min(self._known.values(), key=lambda known: _distance(cell.config, known.config))
+        identity = cell.config.identity()
+        nearest = min(self._known.values(), key=lambda known: _distance(identity, known.identity))
         seconds, by = self._scale(self._sizes[cell.run_id], nearest)
-        names = _differing(cell.config, nearest.config)
+        names = _differing(identity, nearest.identity)
         source = f"run {nearest.config.id} with other {', '.join(names)}, scaled by {by}"
         return Prediction(seconds, source)
 
@@ -116,13 +127,10 @@ def _without_seed(config: RunConfig) -> str:
 _WEIGHTS = {"model": 10, "dataset": 10, "precision": 5}
 
 
-def _differing(one: RunConfig, other: RunConfig) -> list[str]:
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The settings in which two configs differ, the seed aside."""
-    theirs = other.identity()
-    return [
-        name for name, value in one.identity().items() if value != theirs[name] and name != "seed"
-    ]
+    return [name for name, value in one.items() if value != other[name] and name != "seed"]
 
 
-def _distance(one: RunConfig, other: RunConfig) -> int:
+def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
     return sum(_WEIGHTS.get(name, 1) for name in _differing(one, other))

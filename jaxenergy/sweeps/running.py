@@ -238,10 +238,10 @@ class _Local:
         wait: bool,
         lock_dir: str | os.PathLike[str],
     ) -> SweepResult:
-        with Signals() as signals:
+        with Signals() as self.signals:
 
             def stop() -> int | None:
-                return signals.signum or stop_requested()
+                return self.signals.signum or stop_requested()
 
             try:
                 locks = DeviceLocks(
@@ -324,20 +324,23 @@ class _Local:
         stop: Callable[[], int | None],
     ) -> bool:
         """Waits for a run's end, shows how far it is, and hands a signal on; whether it did."""
-        handed_on = False
+        handed_on = 0
         try:
             while not _ends_within(process, _LOOK_EVERY_S):
                 signum = stop()
-                if signum and not handed_on:
-                    self.observer.say("stopping: the run saves what it has")
-                    process.send_signal(signum if signum in (2, 15) else signal.SIGTERM)
-                    handed_on = True
+                if signum and handed_on < max(1, self.signals.count):
+                    if not handed_on:
+                        self.observer.say("stopping: the run saves what it has")
+                    process.send_signal(
+                        signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+                    )
+                    handed_on += 1
                 self._show(path, begun_s)
         except BaseException:
             process.terminate()
             process.wait()
             raise
-        return handed_on
+        return handed_on > 0
 
     def _set(self, position: int, cell: CellResult) -> None:
         cells = list(self.result.cells)
@@ -388,12 +391,14 @@ class Signals(contextlib.AbstractContextManager):
 
     Attributes:
         signum: the first that came, or None.
+        count: how many came; a second one ends a run without further ado.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self):
         self.signum: int | None = None
+        self.count = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -408,6 +413,7 @@ class Signals(contextlib.AbstractContextManager):
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
         self.signum = self.signum or signum
+        self.count += 1
 
 
 def _checked_folder(out: str | os.PathLike[str]) -> Path:
