@@ -181,7 +181,8 @@ def meter_products(seconds=0.5):
     counter = SimulatedCounter(PowerCurve([0.0], [POWER_W]), tick_s=0.0, resolution_j=1e-6)
     meters, lines = Meters((SimulatedMeter([counter]),)), []
     with Ledger(meters, fence=lambda _: side.fence(), on_line=lines.append) as ledger:
-        updates = worker._train(side, ledger, meters, seconds)
+        updates, losses = worker._train(side, ledger, meters, seconds)
+    assert losses == [0.0, 0.0]
     return side, lines, updates, worker.account(lines, updates, meters.counted_domains)
 
 
@@ -223,7 +224,7 @@ def test_an_update_takes_its_time_times_the_power_and_the_rest_is_fixed():
 def test_without_a_meter_time_is_still_known():
     side, lines = Products(), []
     with Ledger(Meters(), fence=lambda _: side.fence(), on_line=lines.append) as ledger:
-        updates = worker._train(side, ledger, Meters(), 0.2)
+        updates, _ = worker._train(side, ledger, Meters(), 0.2)
     told = worker.account(lines, updates, ())
     assert told["per_update"]["energy_j"] is None
     assert told["fixed"]["energy_j"] is None
@@ -256,6 +257,7 @@ def make_process(framework, block, *, update_s, power_w, fixed_s, cold=True, **g
         "idle_w": 50.0,
         "peak_memory": {"host_bytes": 10**9, "device_bytes": None},
         "updates_per_call": 1,
+        "first_losses": [2.3, 2.2],
         "described": {},
         "environment": {"versions": {"jax": "1"}},
         "lines": [],
@@ -360,6 +362,23 @@ def test_the_weakest_provenance_is_told_and_differing_versions_are_warned_of():
     entry = summarise(processes)
     assert entry["provenance"] == "estimated"
     assert entry["warnings"] == ["the processes do not all have the same versions"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "precision", "why"),
+    [
+        ([2.3001, 2.2001], "float32", None),
+        ([2.31, 2.2], "float32", "the loss of the first update is 2.3 in jax and 2.31 in torch"),
+        ([2.3, 2.1], "float32", "first updates is 2.1 in torch and 2.2 in jax"),
+        ([2.31, 2.2], "bfloat16", None),
+        (None, "float32", None),
+    ],
+)
+def test_metered_programs_must_begin_with_the_same_losses(losses, precision, why):
+    processes = make_processes()
+    processes[-1]["first_losses"] = losses
+    found = summary.why_losses_differ(processes[-2:], precision)
+    assert found is None if why is None else why in (found or "")
 
 
 def test_one_cold_compile_gives_no_interval():

@@ -33,6 +33,7 @@ from jaxenergy.frameworks.summary import (
     UNFINISHED,
     Comparison,
     summarise,
+    why_losses_differ,
 )
 from jaxenergy.records.files import read_document, write_json_atomic
 from jaxenergy.records.lock import FolderLock
@@ -209,6 +210,12 @@ def _compare(
                 say(f"{model}: stopped; {len(todo) - number + 1} processes are left")
                 return
             say(f"{model}: block {block + 1} of {design.processes}, {name}: {_in_words(record)}")
+            refused = why_losses_differ(
+                _read_processes(design, model, home), design.configs[model].precision
+            )
+            if refused is not None:
+                say(f"{model}: REFUSED: {refused}")
+                return
     except (UsageError, RunError) as error:
         write_json_atomic(failure, {"why": str(error)})
         say(f"{model}: {error}")
@@ -375,6 +382,12 @@ def _process_file(home: Path, block: int, framework: str) -> Path:
     return home / "processes" / f"{block:02d}-{framework}.json"
 
 
+def _read_processes(design: Design, model: str, home: Path) -> list[dict[str, Any]]:
+    """The records of the processes that have finished, in the order of the design."""
+    files = [_process_file(home, block, name) for block, _, name in design.order(model)]
+    return [record for file in files if (record := read_document(file)) is not None]
+
+
 def _refuse_another(begun: Mapping[str, Any], design: Design, folder: Path) -> None:
     now = json.loads(json.dumps(design.to_json()))
     differing = [key for key in now if begun.get(key) != now[key]]
@@ -397,20 +410,19 @@ def _document(design: Design, folder: Path) -> dict[str, Any]:
     models, environment = {}, None
     for model, config in design.configs.items():
         home = folder / model
-        processes = [
-            record
-            for block, _, name in design.order(model)
-            if (record := read_document(_process_file(home, block, name))) is not None
-        ]
+        processes = _read_processes(design, model, home)
         failure = read_document(home / "failure.json")
         facts = read_facts(home / "inputs")
+        missing = design.processes * len(design.frameworks) - len(processes)
+        refused = why_losses_differ(processes, config.precision)
+        if facts is not None:
+            refused = _why_refused(facts) or refused
         status, why = COMPARED, None
-        if facts is not None and (why := _why_refused(facts)) is not None:
-            status = REFUSED
+        if refused is not None:
+            status, why = REFUSED, refused
         elif failure is not None:
             status, why = FAILED, failure["why"]
-        elif len(processes) < design.processes * len(design.frameworks):
-            missing = design.processes * len(design.frameworks) - len(processes)
+        elif missing:
             status, why = UNFINISHED, f"{missing} processes have not been run"
         given = {k: v for k, v in config.to_json().items() if k not in _PLACES}
         models[model] = summarise(

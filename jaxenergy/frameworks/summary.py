@@ -19,6 +19,8 @@ REFUSED = "refused"
 FAILED = "failed"
 UNFINISHED = "unfinished"
 
+# Relative, after four updates; rounding makes 1e-5 of it in float32.
+_SAME_LOSS = {"float32": 1e-3, "bfloat16": 2e-2}
 _TOO_FEW = "an interval needs two processes"
 _NO_COLD = "no process of it compiled anew"
 _UNITS = {"j": "energy_j", "s": "duration_s"}
@@ -78,6 +80,32 @@ def summarise(comparison: Comparison, frameworks: Sequence[str]) -> dict[str, An
     if comparison.why:
         entry["why"] = {"status": comparison.why}
     return entry
+
+
+def why_losses_differ(processes: Sequence[Process], precision: str) -> str | None:
+    """Why the metered programs cannot be one: all began with the same weights and batches.
+
+    Parity is checked in float64 and by few examples; this is what was metered, however compiled.
+
+    Args:
+        processes: the records; those that make several updates a call tell of no single loss.
+        precision: of the computation.
+
+    Returns:
+        What differs; None where nothing does.
+    """
+    told = [process for process in processes if process["first_losses"] is not None]
+    for number, which in enumerate(("first update", "first updates")):
+        losses = {process["framework"]: process["first_losses"][number] for process in told}
+        if not losses:
+            continue
+        low, high = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+        if losses[high] - losses[low] > _SAME_LOSS[precision] * abs(losses[high]):
+            return (
+                f"the loss of the {which} is {losses[low]:.6g} in {low} and {losses[high]:.6g}"
+                f" in {high}"
+            )
+    return None
 
 
 def _by_block(processes: Sequence[Process], framework: str) -> dict[int, Process]:

@@ -71,7 +71,7 @@ def measure(request: Request) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
     with open_meters(config.meters, [device], powercap_root=config.powercap_root) as meters:
         with Ledger(meters, fence=lambda _: side.fence(), on_line=lines.append) as ledger:
-            updates = _train(side, ledger, meters, request.seconds)
+            updates, first_losses = _train(side, ledger, meters, request.seconds)
             peak = _read_peaks(side)
             loss = side.loss()
             if config.idle_seconds and any(d.provenance != "estimated" for d in meters.domains):
@@ -93,6 +93,7 @@ def measure(request: Request) -> dict[str, Any]:
         "counted_domains": list(meters.counted_domains),
         "updates": updates,
         "updates_per_call": side.updates_per_call,
+        "first_losses": first_losses if side.updates_per_call == 1 else None,
         "loss": loss,
         "peak_memory": peak,
         "described": side.describe(),
@@ -101,8 +102,15 @@ def measure(request: Request) -> dict[str, Any]:
     }
 
 
-def _train(side: Side, ledger: Ledger, meters: Meters, seconds: float) -> dict[str, int]:
-    """Takes a framework from its import through its training; the updates made, by stage."""
+def _train(
+    side: Side, ledger: Ledger, meters: Meters, seconds: float
+) -> tuple[dict[str, int], list[float]]:
+    """Takes a framework from its import through its training.
+
+    Returns:
+        The updates made, by stage; and the losses of the first call and of the last one before
+        calls are timed, which are to be the same in every framework.
+    """
     calls = {"compile": 1, "warmup": 0, "train": 0}
     opening = [("input", side.start), ("other", side.prepare), ("input", side.load)]
     if side.prepares_first:
@@ -114,11 +122,13 @@ def _train(side: Side, ledger: Ledger, meters: Meters, seconds: float) -> dict[s
         side.build()
         side.call()
         phase.fence()
+        first_losses = [side.loss()]
     with ledger.phase("warmup") as phase:
         calls["warmup"] = _WARMUP_CALLS
         for _ in range(_WARMUP_CALLS):
             side.call()
         phase.fence()
+        first_losses.append(side.loss())
         timed, elapsed_s = 1, 0.0
         while elapsed_s < min(_TIMED_S, seconds):
             timed *= 2
@@ -140,7 +150,8 @@ def _train(side: Side, ledger: Ledger, meters: Meters, seconds: float) -> dict[s
             phase.cut(updates=window * side.updates_per_call)
             calls["train"] += window
             windows += 1
-    return {stage: number * side.updates_per_call for stage, number in calls.items()}
+    updates = {stage: number * side.updates_per_call for stage, number in calls.items()}
+    return updates, first_losses
 
 
 def account(
