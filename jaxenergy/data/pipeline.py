@@ -76,10 +76,10 @@ def normalise(images: jax.Array, mean: ArrayLike, std: ArrayLike) -> jax.Array:
         std: float32 `[channels]`, in the same units.
 
     Returns:
-        float32 `[batch, height, width, channels]`.
+        float32 `[batch, height, width, channels]`; float64 where JAX's 64 bits are enabled.
     """
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) - mean) / std
+    mean, std = jnp.asarray(mean, float), jnp.asarray(std, float)
+    return (images.astype(float) - mean) / std
 
 
 def augment(key: jax.Array, images: jax.Array, *, padding: int, flip: bool) -> jax.Array:

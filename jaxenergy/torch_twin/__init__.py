@@ -19,6 +19,7 @@ except ImportError as error:
 from jaxenergy.torch_twin.activations import ACTIVATIONS
 from jaxenergy.torch_twin.models import FAMILIES
 from jaxenergy.torch_twin.optimizers import OPTIMIZERS
+from jaxenergy.torch_twin.parity import Check, ParityReport, check_parity
 from jaxenergy.torch_twin.support import check_has_twin
 from jaxenergy.torch_twin.training import MODES, Training, build_training
 
@@ -27,7 +28,10 @@ __all__ = [
     "FAMILIES",
     "MODES",
     "OPTIMIZERS",
+    "Check",
+    "ParityReport",
     "Training",
     "build_training",
     "check_has_twin",
+    "check_parity",
 ]

@@ -43,7 +43,8 @@ class Twin:
         fused: whether there is a fused implementation, also on the CPU.
         capturable: whether a CUDA graph can hold the update.
         own_decay: whether weight decay is a hyper-parameter of Optax's own function.
-        takes_decay: whether the class has an argument for weight decay.
+        tolerance: the relative difference that twenty updates in float64 may make; updates are a
+            feedback, where what is rounded in one is carried on.
     """
 
     make: Callable[[Groups, Hyper, Kernels], TorchOptimizer]
@@ -56,7 +57,7 @@ class Twin:
     fused: bool = False
     capturable: bool = True
     own_decay: bool = False
-    takes_decay: bool = True
+    tolerance: float = 1e-7
 
 
 def _sgd(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
@@ -140,24 +141,6 @@ def _rmsprop_refusal(optimizer: Optimizer) -> str | None:
     return None
 
 
-def _rprop(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
-    return torch.optim.Rprop(
-        groups,
-        etas=(hyper["eta_minus"], hyper["eta_plus"]),
-        step_sizes=(hyper["min_step_size"], hyper["max_step_size"]),
-        **kernels,
-    )
-
-
-def _rprop_refusal(optimizer: Optimizer) -> str | None:
-    if not _is_constant(optimizer):
-        return "only with --schedule=constant: torch.optim.Rprop takes its rate once"
-    hyper = optimizer.hyper_parameters
-    if not hyper["min_step_size"] <= (optimizer.learning_rate or 0) <= hyper["max_step_size"]:
-        return "only with a learning rate between min_step_size and max_step_size"
-    return None
-
-
 def _adagrad_refusal(optimizer: Optimizer) -> str | None:
     hyper = optimizer.hyper_parameters
     if hyper["initial_accumulator_value"] + hyper["eps"] > 0:
@@ -238,15 +221,14 @@ OPTIMIZERS: Mapping[str, Twin] = {
             "trace": lambda hyper, state: state["momentum_buffer"] * -hyper["learning_rate"],
         },
     ),
-    "rprop": Twin(
-        _rprop,
-        refusal=_rprop_refusal,
-        state={
-            "step_sizes": lambda hyper, state: state["step_size"],
-            "prev_updates": lambda hyper, state: state["step_size"] * state["prev"].sign(),
-        },
-        takes_decay=False,
-    ),
+}
+
+# Of `torch.optim`, and yet without a twin: no argument makes the definitions the same.
+WITHOUT: Mapping[str, str] = {
+    "rprop": "Optax's (0.2.8) takes each step one update late, where torch.optim.Rprop takes it at"
+    " once",
+    "amsgrad": "Optax's takes the maximum of corrected second moments, PyTorch's of plain ones",
+    "adafactor": "Optax's and PyTorch's scale, clip and decay by other rules",
 }
 
 
@@ -268,22 +250,19 @@ class Rule:
         self._updates = 0
         self._clip_norm = settings.clip_norm
         decay = self.hyper["weight_decay"] if self.twin.own_decay else settings.weight_decay
-        self._decay_by_hand = 0.0 if self.twin.takes_decay else decay or 0.0
         tensors = list(parameters.values())
         device = tensors[0].device
         # In a graph the rate is a number in the device's memory, which changes without the graph.
         self.captured = capturable and self.twin.capturable
         self._rate = torch.tensor(self._rates[0], device=device) if self.captured else None
         rate = self._rates[0] if self._rate is None else self._rate
-        self.matrices = [p for p in tensors if p.ndim >= 2]
+        matrices = [p for p in tensors if p.ndim >= 2]
         groups: Groups = [{"params": tensors, "lr": rate, "weight_decay": 0.0}]
-        if decay and self.twin.takes_decay:
+        if decay:
             vectors = [p for p in tensors if p.ndim < 2]
-            groups = [{"params": self.matrices, "lr": rate, "weight_decay": decay}]
+            groups = [{"params": matrices, "lr": rate, "weight_decay": decay}]
             if vectors:
                 groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
-        if not self.twin.takes_decay:
-            groups = [{key: value for key, value in groups[0].items() if key != "weight_decay"}]
         self.torch_optimizer = self.twin.make(groups, self.hyper, self._kernels(device))
 
     def _kernels(self, device: torch.device) -> Kernels:
@@ -315,9 +294,6 @@ class Rule:
             norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
             # PyTorch divides by the norm plus 1e-6, Optax by the norm.
             torch.nn.utils.clip_grads_with_norm_(tensors, self._clip_norm, norm - 1e-6)
-        if self._decay_by_hand:
-            grads = [p.grad for p in self.matrices]
-            torch._foreach_add_(grads, self.matrices, alpha=self._decay_by_hand)
         self.torch_optimizer.step()
 
     def zero_grad(self) -> None:
@@ -351,11 +327,13 @@ class _Rates:
         self._rates = np.empty(0)
 
     def __getitem__(self, update: int) -> float:
-        if self._factor is None:
+        factor = self._factor
+        if factor is None:
             return self._peak
         if not self._first <= update < self._first + len(self._rates):
             self._first = update // self._CHUNK * self._CHUNK
             with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
                 counts = np.arange(self._first, self._first + self._CHUNK, dtype=np.int32)
-                self._rates = self._peak * np.asarray(jax.vmap(self._factor)(counts), np.float64)
+                rates = jax.lax.map(lambda count: self._peak * factor(count), counts)
+                self._rates = np.asarray(rates, np.float64)
         return float(self._rates[update - self._first])

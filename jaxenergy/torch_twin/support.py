@@ -7,7 +7,7 @@ from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.optimizers import Optimizer
 from jaxenergy.torch_twin.activations import ACTIVATIONS
 from jaxenergy.torch_twin.models import FAMILIES
-from jaxenergy.torch_twin.optimizers import OPTIMIZERS
+from jaxenergy.torch_twin.optimizers import OPTIMIZERS, WITHOUT
 from jaxenergy.training.steps import Program
 
 # What draws random numbers, which no two frameworks share.
@@ -43,6 +43,11 @@ def check_has_twin(program: Program) -> None:
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
+    if optimizer.name in WITHOUT:
+        raise UsageError(
+            f"--optimizer={optimizer.name} has no twin in PyTorch: {WITHOUT[optimizer.name]}.\n"
+            f"Those that have one: {', '.join(sorted(OPTIMIZERS))}."
+        )
     _check_name("--optimizer", optimizer.name, OPTIMIZERS)
     twin = OPTIMIZERS[optimizer.name]
     for name, needed in twin.needs.items():

@@ -91,7 +91,7 @@ class Training:
         self._inputs = torch.tensor(train.inputs, device=device)
         self._labels = torch.tensor(train.labels, dtype=torch.int64, device=device)
         self._mean, self._std = (
-            torch.tensor(constants, dtype=torch.float32, device=device)
+            torch.tensor(constants, dtype=self._dtype, device=device)
             for constants in (dataset.mean, dataset.std)
         )
         self._indices = torch.zeros(program.batch_size, dtype=torch.int64, device=device)
@@ -110,7 +110,10 @@ class Training:
         self._loss = torch.zeros((), device=device)
         self._compute_loss: Callable[..., Tensor] = self._loss_of_micro_batch
         if mode != "eager":
-            self._compute_loss = torch.compile(self._loss_of_micro_batch)
+            # As one graph, so that what cannot be compiled is an error and not quietly eager;
+            # PyTorch leaves its own LSTM out of graphs, on purpose.
+            has_lstm = any(isinstance(module, nn.LSTM) for module in self.network.modules())
+            self._compute_loss = torch.compile(self._loss_of_micro_batch, fullgraph=not has_lstm)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._updates = 0
 
@@ -169,6 +172,14 @@ class Training:
         self.rule.zero_grad()
         return tree
 
+    def logits(self, indices: ArrayLike | Tensor) -> np.ndarray:
+        """The network's output for some examples, as in training; waits for the device."""
+        if not isinstance(indices, Tensor):
+            indices = self.to_device(indices)
+        with torch.no_grad():
+            logits = self._compute_logits(indices)
+        return transplant.to_numpy(logits)
+
     def variables(self) -> dict[str, PyTree]:
         """The variables as Flax has them, in numpy; waits for the device."""
         return transplant.read(self._bindings)
@@ -209,7 +220,7 @@ class Training:
         examples = self.program.batch_size // self.program.accumulate
         self.network.eval()  # so that nothing is changed by it
         with torch.no_grad():
-            self.network(self._prepare(self._inputs[:1]).expand(examples, -1, -1, -1))
+            self.network(self._prepare(self._inputs[:1].expand(examples, -1, -1, -1)))
         self.network.train()
         for hook in hooks:
             hook.remove()
@@ -218,17 +229,21 @@ class Training:
         """Stored inputs as the network takes them: images scaled, tokens as they are."""
         if len(self.program.model.input_shape) == 1:
             return inputs.long()
-        return ((inputs.float() - self._mean) / self._std).to(self._dtype)
+        return (inputs.to(self._dtype) - self._mean) / self._std
 
     def _loss_of_micro_batch(self, indices: Tensor) -> Tensor:
         """The mean loss of some examples."""
-        inputs = self._prepare(self._inputs.index_select(0, indices))
         labels = self._labels.index_select(0, indices)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            logits = self.network(inputs)
-        if self._autocast:
-            logits = logits.float()
+        logits = self._compute_logits(indices)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+    def _compute_logits(self, indices: Tensor) -> Tensor:
+        inputs = self._prepare(self._inputs.index_select(0, indices))
+        if not self._autocast:
+            return self.network(inputs)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.network(inputs)
+        return logits.float()
 
     def _backward(self, indices: Tensor) -> Tensor:
         """Leaves the gradients of the batch's mean loss in the parameters, and gives that loss."""

@@ -4,7 +4,7 @@ A `Binding` ties one leaf of Flax's variables to one PyTorch tensor. Gradients a
 moments have their parameter's form, so the same bindings carry those too.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,16 @@ def read(bindings: Iterable[Binding]) -> dict[str, PyTree]:
     return variables
 
 
+def named_layers(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """The modules below one that have a name in Flax, with their paths there."""
+    for child in module.children():
+        name = getattr(child, "flax_name", None)
+        child_path = path if name is None else (*path, name)
+        if name is not None:
+            yield "/".join(child_path), child
+        yield from named_layers(child, child_path)
+
+
 def flatten(tree: Mapping[str, PyTree]) -> dict[tuple[str, ...], np.ndarray]:
     """The leaves of nested mappings as arrays, by path."""
     leaves: dict[tuple[str, ...], np.ndarray] = {}
@@ -129,8 +139,8 @@ def _leaves(module: nn.Module) -> Iterable[tuple[str, Tensor, str, Convert, Conv
                 "var",
                 _buffer(module.running_var),
                 "batch_stats",
-                lambda leaf: leaf * factor,
-                lambda leaf: leaf / factor,
+                lambda leaf: np.multiply(leaf, factor, dtype=np.float64),
+                lambda leaf: np.divide(leaf, factor, dtype=np.float64).astype(leaf.dtype),
             )
     elif isinstance(module, nn.Embedding):
         yield "embedding", module.weight, "params", _same, _same
