@@ -1,8 +1,9 @@
 """Shown against known energy: the errors of attribution and of intervals, on a simulated card.
 
     python benchmarks/attribution.py            everything, in a few minutes
-    python benchmarks/attribution.py placement  errors of a phase's energy, beside Zeus where it is
-    installed python benchmarks/attribution.py intervals  how often an interval holds the truth
+    python benchmarks/attribution.py placement  errors of a phase's energy, beside Zeus if installed
+    python benchmarks/attribution.py swings     swings of other periods: is the uncertainty right?
+    python benchmarks/attribution.py intervals  how often an interval holds the truth
     python benchmarks/attribution.py cost       what metering takes of a processor
 
 Time is virtual: the library's own ledger and timelines run on a clock that the simulation moves.
@@ -128,7 +129,7 @@ def phase_errors(
 
     def draw(what: float, duration_s: float) -> None:
         begin_s = simulation.now_s
-        if what > 1:
+        if what >= LOW_W:
             simulation.set_power(what)
         else:
             simulation.script(begin_s, *_square(duration_s, what, rng.random()))
@@ -244,6 +245,44 @@ def print_placement() -> None:
             )
 
 
+# None of these was looked at when the constants of `jaxenergy/energy/timeline.py` were chosen.
+OTHER_PERIODS_S = (
+    0.013, 0.016, 0.019, 0.024, 0.029, 0.0415, 0.053, 0.058, 0.071, 0.082, 0.095, 0.117, 0.143,
+    0.165, 0.230, 0.275, 0.310, 0.390, 0.450, 0.610, 0.730, 0.930, 1.150, 1.290,
+)  # fmt: skip
+KEEPING_STEP_S = (0.010, 0.020, 0.025, 1 / 30, 0.050, 0.100)
+
+
+def swing_errors(period_s: float, length_s: float, runs: int = 20, seed: int = 1000):
+    """`many_phase_errors` of a swing throughout, of any period."""
+    CASES["swing"] = (period_s, period_s)
+    try:
+        return many_phase_errors("swing", length_s, runs=runs, seed=seed)
+    finally:
+        del CASES["swing"]
+
+
+def print_swings() -> None:
+    """A table of how often the stated uncertainty covers the error, by period of the swing."""
+    print("Swings between 80 and 400 W throughout; tick 100 ms, jitter 2 %, 400 phases a row.")
+    print("stated/rms: of the standard errors over that of the errors; 2 se: within 1.96 of them.")
+    lengths = (1.0, 0.5, 0.2)
+    print(f"{'period':>10}" + "".join(f" | {x:.1f} s: rms  stated/rms  2 se" for x in lengths))
+    for name, periods in (("other", OTHER_PERIODS_S), ("in step", KEEPING_STEP_S)):
+        print(name)
+        covered = []
+        for period_s in periods:
+            row = f"{1e3 * period_s:7.1f} ms"
+            for length_s in lengths:
+                error, stated, _ = swing_errors(period_s, length_s)
+                covered.append(np.mean(abs(error) < 1.96 * stated))
+                row += f" | {100 * rms(error):10.2f} {rms(stated) / rms(error):11.2f}"
+                row += f" {covered[-1]:5.3f}"
+            print(row, flush=True)
+        means = np.reshape(covered, (-1, len(lengths))).mean(axis=0)
+        print("mean 2 se: " + ", ".join(f"{mean:.3f}" for mean in means))
+
+
 # Intervals of joules per update
 
 MEAN_W = 300.0
@@ -347,7 +386,7 @@ def print_intervals(repetitions: int) -> None:
 # Cost
 
 
-def cost(update_s: float, duration_s: float = 6.0) -> tuple[float, float]:
+def cost(update_s: float, duration_s: float = 6.0) -> tuple[float, float, float]:
     """What metering takes of a processor, in real time.
 
     Args:
@@ -355,8 +394,11 @@ def cost(update_s: float, duration_s: float = 6.0) -> tuple[float, float]:
         duration_s: how long to train.
 
     Returns:
-        CPU time of the ledger's thread and of cuts, over the CPU time of the process.
+        CPU time of the ledger's thread, of the fences on a state of 60 arrays and of the cuts,
+        over the CPU time of the process.
     """
+    import jax
+
     from jaxenergy.energy import updates_per_window
 
     counters = [
@@ -365,6 +407,8 @@ def cost(update_s: float, duration_s: float = 6.0) -> tuple[float, float]:
     ]
     updates = updates_per_window(update_s, 0.1)
     matrix = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    state = [jax.numpy.asarray(matrix) + number for number in range(60)]
+    jax.block_until_ready(state)
 
     def update() -> None:
         end = time.perf_counter() + update_s
@@ -372,16 +416,21 @@ def cost(update_s: float, duration_s: float = 6.0) -> tuple[float, float]:
             for _ in range(10):
                 np.matmul(matrix, matrix)
 
-    process_s, main_s, cuts_s = time.process_time(), time.thread_time(), 0.0
-    with Ledger(SimulatedMeter(counters)) as ledger, ledger.phase("train") as phase:
+    update()
+    process_s, main_s, fences_s, cuts_s = time.process_time(), time.thread_time(), 0.0, 0.0
+    ledger = Ledger(SimulatedMeter(counters), fence=jax.block_until_ready)
+    with ledger, ledger.phase("train") as phase:
         for _ in range(round(duration_s / (updates * update_s))):
             for _ in range(updates):
                 update()
             before_s = time.thread_time()
-            phase.cut(updates=updates)
-            cuts_s += time.thread_time() - before_s
+            phase.fence(state)
+            fenced_s = time.thread_time()
+            phase.cut(updates=updates)  # waits for nothing more
+            fences_s += fenced_s - before_s
+            cuts_s += time.thread_time() - fenced_s
     process_s, main_s = time.process_time() - process_s, time.thread_time() - main_s
-    return (process_s - main_s) / process_s, cuts_s / process_s
+    return (process_s - main_s) / process_s, fences_s / process_s, cuts_s / process_s
 
 
 def time_per_window(begin: Callable, end: Callable, windows: int) -> float:
@@ -397,9 +446,11 @@ def print_cost() -> None:
     """A table of what metering costs."""
     print("CPU time of metering over that of the process: a counter of 100 ms and one of 1 ms")
     for update_s in (0.001, 0.020):
-        thread, cuts = cost(update_s)
-        print(f"updates of {1e3 * update_s:3.0f} ms: thread {100 * thread:.2f} %, cuts "
-              f"{100 * cuts:.3f} %")  # fmt: skip
+        thread, fences, cuts = cost(update_s)
+        print(
+            f"updates of {1e3 * update_s:3.0f} ms: thread {100 * thread:.2f} %, fences "
+            f"{100 * fences:.3f} %, cuts {100 * cuts:.3f} %"
+        )
     counter = SimulatedCounter(PowerCurve([0.0], [90.0]), tick_s=0.001)
     ledger = Ledger(SimulatedMeter([counter]), on_line=lambda line: None)
     with ledger.phase("train") as phase:
@@ -425,6 +476,7 @@ def print_cost() -> None:
 
 PARTS = {
     "placement": print_placement,
+    "swings": print_swings,
     "intervals": lambda: print_intervals(2000),
     "cost": print_cost,
 }

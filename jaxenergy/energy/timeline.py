@@ -15,16 +15,20 @@ of the ticks wholly in the later one, and the parts must add up to the tick. Wit
 E at the knots (ticks and marks) and an unknown power P of each phase this is one small
 generalised least-squares problem:
 
-    E(tick_i) = counter_i                  +- P sigma(bracket) and the counter's resolution
-    E(k+1) - E(k) = P(phase) (t(k+1)-t(k)) +- sqrt(q (t(k+1)-t(k))),
+    E(tick_i) = counter_i                       +- P sigma(bracket) and the counter's resolution
+    E(k) = c(phase) + P(phase) t(k) + X(k)      X with variance v(phase), nearly uncorrelated,
 
 solved over the tick and its neighbours, up to the first without a step. A straight line through the
 tick is what it gives where power does not step; several marks in one tick, or a phase shorter than
 a tick, are the same problem with fewer equations than unknowns, and come out with the wide
-uncertainty they have. `q` says how far power departs from constant within a phase; it is learned
-from neighbouring ticks of the same label. A swing of power that is not resolved by the ticks is
-seen only as its alias, so `q` carries a factor for what it may hide (`ALIAS_FACTOR`). Where the
-equations disagree by more than they state, all uncertainties are widened by that ratio (Birge).
+uncertainty they have.
+
+**How far energy departs from a line within a phase**, v, cannot be read off the ticks alone: a
+swing of power that they do not resolve is seen as its alias, and one that keeps step with them not
+at all. But cuts fall anywhere in a tick. Where power steps, the powers on both sides say what the
+tick should hold, and what it holds instead shows the departures of both sides, unaliased. So ticks
+tell how v compares between phases, and the cuts tell how large it is (`_Spread`). Energy only
+grows, so no uncertainty is stated that is wider than the tick allows.
 
 **Faults.** A counter that cannot be read, stands still, goes backwards where no wrap explains it,
 jumps by more than its domain can draw, or may have wrapped twice unseen, ends a *stretch*. An
@@ -37,7 +41,7 @@ into the neighbouring phase, which no reading of the counter can show.
 
 References:
     R. T. Birge, The calculation of errors by the method of least squares, Phys. Rev. 40, 207
-    (1932).
+    (1932), on the ratio of what residuals are to what they should be.
     Z. Yang, K. Adamek, W. Armour, Part-time power measurements, arXiv:2312.02741 (2023), on
     the sensors of NVIDIA GPUs.
 """
@@ -53,7 +57,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxenergy.meters.base import Counter, CounterError
+from jaxenergy.meters.base import Counter, CounterError, Domain
 from jaxenergy.units import NS_PER_S
 
 SLOW_TICK_S = 0.010
@@ -61,14 +65,22 @@ POLL_SHARE = 0.01  # of one core, what polling may cost
 POLL_COST_S = 50e-6  # a wake-up and a read, before it has been measured
 STILL_S = 1.0
 STILL_TICKS = 20
-ALIAS_FACTOR = 3.3
 _FINEST_POLL_S = 100e-6
 _STALL_S = 0.010
-_PRIOR_TICK_SPREAD = 0.02  # of a tick's energy, before neighbouring ticks have been compared
+# Departures of the energy within a phase, see `_Spread`.
+_PRIOR_TICK_SPREAD = 0.02  # second difference of energy at ticks, over a tick's, before any is seen
+_PRIOR_RATIO = 5.0  # of departures at cuts over those at ticks, counted as one cut
+# Correlation lengths of departures in ticks, and shares: a swing that ticks do not resolve, and
+# power that wanders, of which a tick shows a fifth.
+_DEPARTURES = ((0.05, 1.0), (5.0, 10.0))
+_SURPRISE = 3.0  # a cut that disagrees by more of its standard errors is widened to that
+_UNEVEN = 1 / 3  # of the variance of a single burst: energy that lies anywhere within its tick
+_REMEMBERED = 64
 _LEARNED_TICKS = 4
 _SEARCHES = 400
 _TICK_WANTED_S = 0.060
 _MAX_KNOTS = 60
+_MARKS_AT_ONCE = 20
 
 
 class Mark:
@@ -476,8 +488,7 @@ class SlowTimeline(Timeline):
         self._next_ns = 0
         self._origin: tuple[int, float] | None = None  # first reading of a stretch, within a tick
         self._standing = False
-        # By label, (relative departure)^2 of ticks from their neighbours, see `_learn_noise`.
-        self._noise: dict[str, collections.deque[float]] = {}
+        self._spread = _Spread()
         self.poll()
 
     @property
@@ -629,41 +640,52 @@ class SlowTimeline(Timeline):
     def _place(self, index: int, marks: list[Mark]) -> None:
         """Places marks that lie between ticks `index` and `index + 1`."""
         times = [tick.time_ns for tick in self._ticks]
-        low, high = max(0, index - 1), min(len(times) - 1, index + 2)
-        # A neighbour that holds a step itself tells no power without the tick beyond it.
-        if low > 0 and self._steps_in(times[low], times[index]):
-            low -= 1
-        if high < len(times) - 1 and self._steps_in(times[index + 1], times[high]):
-            high += 1
+        low, high = index, index + 1
+        holds_step = bool(self._steps_in(times[low], times[high]))
+        if holds_step:  # the ticks beside it tell the powers; where power is one, they tell nothing
+            low, high = max(0, index - 1), min(len(times) - 1, index + 2)
+            # A neighbour that holds a step itself tells no power without the tick beyond it.
+            if low > 0 and self._steps_in(times[low], times[index]):
+                low -= 1
+            if high < len(times) - 1 and self._steps_in(times[index + 1], times[high]):
+                high += 1
         ticks = self._ticks[low : high + 1]
         steps = self._steps_in(ticks[0].time_ns, ticks[-1].time_ns)
-        if (
-            len(steps) + len(ticks) > _MAX_KNOTS
-        ):  # hopeless inside a tick, and costly: a straight line
+        if len(steps) + len(ticks) > _MAX_KNOTS:  # hopeless inside a tick, and costly
             ticks, steps = self._ticks[index : index + 2], []
-        curve = _Curve(ticks, steps, self._levels(ticks, steps), self._noise_of, self.domain)
-        previous: Mark | None = None
         position = self._marks.index(marks[0])
-        if position and self._marks[position - 1].time_ns >= ticks[0].time_ns:
-            previous = self._marks[position - 1]
-        for mark in marks:
-            mark.energy_j, mark.variance_j2 = curve.at(mark.time_ns)
-            if previous is not None and previous.why is None:
-                mark.energy_j = max(mark.energy_j, previous.energy_j)
-                mark.shared_j2 = curve.shared_j2(previous.time_ns, mark.time_ns)
-                # The earlier mark was placed with other ticks; its variance now is not its own.
-                mark.shared_j2 += (previous.variance_j2 - curve.at(previous.time_ns)[1]) / 2
-            mark.settled = True
-            previous = mark
+        previous = self._marks[position - 1] if position else None
+        for first in range(0, len(marks), _MARKS_AT_ONCE):
+            batch = marks[first : first + _MARKS_AT_ONCE]
+            if previous is not None and previous.time_ns < ticks[0].time_ns:
+                previous = None
+            knots = {id(mark): mark for mark in (*steps, *batch)}
+            if previous is not None:
+                knots[id(previous)] = previous
+            curve = self._curve(ticks, list(knots.values()))
+            if holds_step and not first:
+                self._spread.saw_cut(curve.contrasts)
+                curve = self._curve(ticks, list(knots.values()))
+            for mark in batch:
+                mark.energy_j, mark.variance_j2 = curve.at(mark)
+                if previous is not None and previous.why is None:
+                    mark.energy_j = max(mark.energy_j, previous.energy_j)
+                    mark.shared_j2 = curve.shared_j2(previous, mark)
+                mark.settled = True
+                previous = mark
 
-    def _levels(self, ticks: list[_Tick], steps: list[Mark]) -> list[tuple[int, str]]:
-        """Level and label before the first step and after each."""
+    def _curve(self, ticks: list[_Tick], marks: list[Mark]) -> "_Curve":
+        marks.sort(key=lambda mark: mark.time_ns)
+        return _Curve(ticks, marks, self._levels(ticks, marks), self._spread, self.domain)
+
+    def _levels(self, ticks: list[_Tick], marks: list[Mark]) -> list[tuple[int, str]]:
+        """Level and label at the first tick and after each mark."""
         before: tuple[int, str] = (-1, "")
         for mark in self._marks:
             if mark.time_ns > ticks[0].time_ns:
                 break
             before = (mark.level, mark.label)
-        return [before, *((mark.level, mark.label) for mark in steps)]
+        return [before, *((mark.level, mark.label) for mark in marks)]
 
     def _learn_noise(self) -> None:
         """Compares the last two ticks where both lie in one phase."""
@@ -680,23 +702,14 @@ class SlowTimeline(Timeline):
         power_w = (energy_j + next_j) / (before_s + after_s)
         if power_w <= 0:
             return
-        departure = (next_j / after_s - energy_j / before_s) / power_w
+        # Twice how far the middle tick is from the line through the others, over a tick's energy.
+        length_s = (before_s + after_s) / 2
+        difference = (next_j / after_s - energy_j / before_s) / power_w
         widths_s = [tick.width_ns / NS_PER_S for tick in (first, middle, last)]
         timing = (widths_s[0] ** 2 + 4 * widths_s[1] ** 2 + widths_s[2] ** 2) / 12
         rounding = self.domain.resolution_j**2 / 2 / power_w**2
-        explained = (timing + rounding) / (before_s * after_s)
-        # Of a power with white noise q the mean over T has the variance q/T.
-        q = (departure**2 - explained) / (1 / before_s + 1 / after_s)
-        self._noise.setdefault(label, collections.deque(maxlen=64)).append(q)
-
-    def _noise_of(self, label: str) -> float:
-        """Departure of power from constant, (W/W)^2 s."""
-        least = _PRIOR_TICK_SPREAD**2 * self.predictor.period_ns / NS_PER_S
-        others = [q for other, seen in self._noise.items() if other != label for q in seen]
-        # Before ticks of this label have been compared, it is taken to be as noisy as the others.
-        before = max(least, sum(others) / len(others)) if others else least
-        seen = self._noise.get(label, ())
-        return ALIAS_FACTOR * max((sum(seen) + before) / (len(seen) + 1), least / (len(seen) + 1))
+        explained = (timing + rounding) / length_s**2
+        self._spread.saw_ticks(label, difference**2 - explained)
 
     def _prune(self) -> None:
         """Forgets what no mark to come can depend on."""
@@ -711,123 +724,247 @@ class SlowTimeline(Timeline):
             del self._marks[0]
 
 
+@dataclasses.dataclass(slots=True)
+class _Contrast:
+    """What several ticks, of which one holds a step, disagree by, and how much could be expected.
+
+    Attributes:
+        square_j2: the squared disagreement.
+        bracket_j2: variance from the times of ticks and from rounding.
+        by_label_j2: variance for a departure of one tick's energy in the phases of a label.
+    """
+
+    square_j2: float
+    bracket_j2: float
+    by_label_j2: dict[str, float]
+
+
+def _departures(lag_ticks: np.ndarray) -> np.ndarray:
+    """Covariance of departures at a lag, in units of the short-lived ones' variance."""
+    parts = (share * np.exp(-lag_ticks / length) for length, share in _DEPARTURES)
+    return np.sum(list(parts), axis=0)
+
+
+class _Spread:
+    """How far energy departs from a line within phases: v, over the squared energy of a tick.
+
+    v(label) = ratio d(label). d is learned from whole ticks: of departures that are independent the
+    second difference has 6 v. `ratio` is learned from cuts, all labels together, as the weighted
+    mean of squared disagreements over expected ones among the last 64; the weight of a cut is the
+    part of what is expected that comes from departures, squared. From n cuts a Student
+    distribution with about n + 1 degrees of freedom follows, of which the variance is stated.
+    """
+
+    def __init__(self):
+        self._second_differences: dict[str, collections.deque[float]] = {}
+        self._contrasts: collections.deque[_Contrast] = collections.deque(maxlen=_REMEMBERED)
+        self._ratio: float | None = None
+
+    def saw_ticks(self, label: str, square: float) -> None:
+        """Learns from the second difference of three ticks, over a tick's energy, squared."""
+        seen = self._second_differences.setdefault(label, collections.deque(maxlen=_REMEMBERED))
+        now, next_to, beyond = _departures(np.array([0.0, 1.0, 2.0]))
+        seen.append(square / float(6 * now - 8 * next_to + 2 * beyond))
+
+    def saw_cut(self, contrasts: list[_Contrast]) -> None:
+        """Learns from the ticks around a cut at which power may have stepped."""
+        self._contrasts.extend(contrasts)
+        self._ratio = None
+
+    def of(self, label: str) -> float:
+        """Variance of a departure, over the squared energy of a tick."""
+        if self._ratio is None:
+            self._ratio = self._learn_ratio()
+        return self._ratio * self._at_ticks(label)
+
+    def _at_ticks(self, label: str) -> float:
+        least = _PRIOR_TICK_SPREAD**2 / 6
+        others = [
+            v for other, seen in self._second_differences.items() if other != label for v in seen
+        ]
+        # Before ticks of this label have been compared, it is taken to be as noisy as the others.
+        before = max(least, sum(others) / len(others)) if others else least
+        seen = self._second_differences.get(label, ())
+        count = len(seen) + 1
+        return max((sum(seen) + before) / count, least / min(count, 16))
+
+    def _learn_ratio(self) -> float:
+        at_ticks = {
+            label: self._at_ticks(label) for one in self._contrasts for label in one.by_label_j2
+        }
+        square = np.array([one.square_j2 for one in self._contrasts])
+        bracket = np.array([one.bracket_j2 for one in self._contrasts])
+        departures = np.array(
+            [
+                sum(at_ticks[label] * unit for label, unit in one.by_label_j2.items())
+                for one in self._contrasts
+            ]
+        )
+        ratio, weight = _PRIOR_RATIO, 0.0
+        if len(square):
+            ratio = max(ratio, float(square.mean() / departures.mean()))
+            for _ in range(8):  # the weights depend on the ratio; this is where they settle
+                expected = bracket + ratio * departures
+                weights = (ratio * departures / expected) ** 2
+                weight = float(weights.sum())
+                seen = ratio * float((weights * square / expected).sum())
+                ratio = (_PRIOR_RATIO + seen) / (1 + weight)
+        return ratio * (1 + 2 / (1 + weight))
+
+
 class _Curve:
     """The energy curve over a few ticks, by generalised least squares (see the module).
 
     Args:
         ticks: the ticks, at least two.
-        steps: the marks at which power steps.
-        levels: level and label before the first step and after each.
-        noise_of: label -> q relative to the squared power, in s.
+        marks: the marks to place, and all at which power steps, in the order of time.
+        levels: level and label at the first tick and after each mark.
+        spread: how far energy departs from a line.
         domain: resolution and bound on power.
+
+    Attributes:
+        contrasts: what the ticks disagree by.
     """
 
-    def __init__(self, ticks, steps, levels, noise_of, domain):
-        origin_ns = ticks[0].time_ns
-        knots = [((tick.time_ns - origin_ns) / NS_PER_S, tick) for tick in ticks]
-        knots += [((mark.time_ns - origin_ns) / NS_PER_S, mark) for mark in steps]
-        knots.sort(key=lambda knot: knot[0])
-        self._origin_ns = origin_ns
-        self._base_j = ticks[0].energy_j
-        self._times = np.array([knot[0] for knot in knots])
-        self._lows = np.array([tick.energy_j for tick in ticks]) - self._base_j
-        self._low_times = np.array([(tick.time_ns - origin_ns) / NS_PER_S for tick in ticks])
-        tick_w = np.diff(self._lows) / np.maximum(np.diff(self._low_times), 1e-9)
+    def __init__(
+        self,
+        ticks: list[_Tick],
+        marks: list[Mark],
+        levels: list[tuple[int, str]],
+        spread: _Spread,
+        domain: Domain,
+    ):
+        origin_ns, self._base_j = ticks[0].time_ns, ticks[0].energy_j
+        knots: list[_Tick | Mark] = sorted((*ticks, *marks), key=lambda knot: knot.time_ns)
+        times = np.array([(knot.time_ns - origin_ns) / NS_PER_S for knot in knots])
+        self._index = {id(knot): position for position, knot in enumerate(knots)}
+        at_tick = [self._index[id(tick)] for tick in ticks]
+        tick_j = np.array([tick.energy_j for tick in ticks]) - self._base_j
+        tick_s = np.maximum(np.diff(times[at_tick]), 1e-9)
+        tick_w = np.diff(tick_j) / tick_s
         scale_w = max(float(np.max(tick_w)), 1e-9)
-        period_s = float(np.mean(np.diff(self._low_times)))
-
-        # Which level each piece between knots has, and roughly its power.
-        level_ids: dict[int, int] = {}
-        piece_level, piece_q, at = [], [], 0
-        for position, (time_s, what) in enumerate(knots[:-1]):
-            if isinstance(what, Mark):
-                at += 1
-            level, label = levels[at]
-            piece_level.append(level_ids.setdefault(level, len(level_ids)))
-            middle_s = (time_s + self._times[position + 1]) / 2
-            tick = min(int(np.searchsorted(self._low_times, middle_s)) - 1, len(tick_w) - 1)
-            rough_w = max(float(tick_w[max(tick, 0)]), 0.05 * scale_w)
-            piece_q.append(noise_of(label) * rough_w**2)
-        self._piece_q = np.array(piece_q)
-
-        count, levels_count = len(knots), len(level_ids)
-        rows, values = [], []
-
-        def equation(entries: dict[int, float], value: float, error: float) -> None:
-            row = np.zeros(count + levels_count)
-            for column, factor in entries.items():
-                row[column] = factor / error
-            rows.append(row)
-            values.append(value / error)
-
+        period_s = float(np.mean(tick_s))
         finest_j = 1e-5 * scale_w * period_s
-        number = 0
-        for position, (_, what) in enumerate(knots):
-            if isinstance(what, Mark):
-                continue
+
+        # Unknowns: the energy at each knot, an offset for each section, a power for each level.
+        sections = _sections(knots, levels)
+        level_ids = {level: i for i, level in enumerate(dict.fromkeys(s[0] for s in sections))}
+        unknowns = len(knots) + len(sections) + len(level_ids)
+        rows, values, covariances = [], [], []
+        for number, position in enumerate(at_tick):
+            row = np.zeros((1, unknowns))
+            row[0, position] = 1.0
+            rows.append(row)
+            values.append(tick_j[number])
             around_w = max(tick_w[max(number - 1, 0)], tick_w[min(number, len(tick_w) - 1)])
-            error_j2 = (around_w * what.width_ns / NS_PER_S) ** 2 / 12 + domain.resolution_j**2 / 12
-            equation({position: 1.0}, self._lows[number], math.sqrt(error_j2 + finest_j**2))
-            number += 1
-        stated = len(rows)
-        for position, level in enumerate(piece_level):
-            length_s = self._times[position + 1] - self._times[position]
-            error_j = math.sqrt(piece_q[position] * length_s + finest_j**2)
-            entries = {position + 1: 1.0, position: -1.0, count + level: -length_s}
-            equation(entries, 0.0, error_j)
-            stated += 1
-        for level in range(levels_count):
-            equation({count + level: 1.0}, float(np.mean(tick_w)), scale_w)
-        matrix, right = np.array(rows), np.array(values)
+            bracket_j = around_w * ticks[number].width_ns / NS_PER_S
+            error_j2 = (bracket_j**2 + domain.resolution_j**2) / 12 + finest_j**2
+            covariances.append(np.array([[error_j2]]))
+        units = []  # (label, covariance of departures whose variance is one tick's energy squared)
+        for number, (level, label, within) in enumerate(sections):
+            time_s = times[within]
+            block = np.zeros((len(within), unknowns))
+            block[np.arange(len(within)), within] = 1.0
+            block[:, len(knots) + number] = -1.0
+            block[:, len(knots) + len(sections) + level_ids[level]] = -time_s
+            rows.append(block)
+            values += [0.0] * len(within)
+            ends_j = np.interp(time_s[[0, -1]], times[at_tick], tick_j)
+            rough_w = (ends_j[1] - ends_j[0]) / max(time_s[-1] - time_s[0], 1e-9)
+            lag_ticks = np.abs(time_s[:, None] - time_s) / period_s
+            unit = _departures(lag_ticks)
+            unit *= (max(rough_w, 0.05 * scale_w) * period_s) ** 2
+            units.append((label, unit))
+            covariances.append(spread.of(label) * unit + finest_j**2 * np.eye(len(within)))
+        plain, right = np.concatenate(rows), np.array(values)
+        whitened, whitened_right, at = [], [], 0
+        for covariance in covariances:
+            whitener = np.linalg.inv(np.linalg.cholesky(covariance))
+            part = slice(at, at + len(covariance))
+            whitened.append(whitener @ plain[part])
+            whitened_right.append(whitener @ right[part])
+            at += len(covariance)
+        # A phase shorter than a tick hardly tells its power: about the mean, give or take all.
+        weak = np.zeros((len(level_ids), unknowns))
+        weak[:, len(knots) + len(sections) :] = np.eye(len(level_ids)) / scale_w
+        matrix = np.concatenate([*whitened, weak])
+        goal = np.concatenate([*whitened_right, np.full(len(weak), np.mean(tick_w) / scale_w)])
         q_matrix, r_matrix = np.linalg.qr(matrix)
         r_inverse = np.linalg.inv(r_matrix)
-        solution = r_inverse @ (q_matrix.T @ right)
-        covariance = r_inverse @ r_inverse.T
-        residuals = (matrix @ solution - right)[:stated]
-        freedom = stated - count - levels_count
+        solution = r_inverse @ (q_matrix.T @ goal)
+        covariance_j2 = (r_inverse @ r_inverse.T)[: len(knots), : len(knots)]
+
+        self.contrasts: list[_Contrast] = []
+        freedom = len(plain) - unknowns
         if freedom > 0:
+            self.contrasts = _contrasts(plain, right, covariances[: len(ticks)], units)
+            residuals = (matrix @ solution - goal)[: len(plain)]
             ratio = float(residuals @ residuals) / freedom
-            covariance = covariance * max(1.0, ratio)
-            self._piece_q = self._piece_q * max(1.0, ratio)
-        self._energies = solution[:count]
-        self._covariance = covariance[:count, :count]
+            covariance_j2 = covariance_j2 * max(1.0, ratio / _SURPRISE**2)
 
-    def _weights(self, time_ns: float) -> tuple[np.ndarray, int, float]:
-        """A time as weights on knots, the piece it lies in, and the part of it that is past."""
-        time_s = (time_ns - self._origin_ns) / NS_PER_S
-        piece = int(np.searchsorted(self._times, time_s, side="right")) - 1
-        piece = min(max(piece, 0), len(self._times) - 2)
-        length_s = self._times[piece + 1] - self._times[piece]
-        part = min(max((time_s - self._times[piece]) / length_s, 0.0), 1.0) if length_s > 0 else 0.0
-        weights = np.zeros(len(self._times))
-        weights[piece] += 1 - part
-        weights[piece + 1] += part
-        return weights, piece, part
+        # Energy only grows: between two ticks, it lies between theirs.
+        tick = np.clip(np.searchsorted(times[at_tick], times, side="right") - 1, 0, len(tick_w) - 1)
+        past = np.clip((times - times[at_tick][tick]) / tick_s[tick], 0.0, 1.0)
+        widest_j2 = _UNEVEN * past * (1 - past) * np.diff(tick_j)[tick] ** 2 + finest_j**2
+        widest_j2[at_tick] = np.inf
+        shrink = np.sqrt(np.minimum(1.0, widest_j2 / np.diag(covariance_j2)))
+        self._covariance_j2 = covariance_j2 * shrink[:, None] * shrink
+        self._energy_j = np.clip(solution[: len(knots)], tick_j[tick], tick_j[tick + 1])
 
-    def _bridge_j2(self, piece: int, earlier: float, later: float) -> float:
-        """Covariance of two points of a Brownian bridge over a piece, at parts of its length."""
-        length_s = self._times[piece + 1] - self._times[piece]
-        return float(self._piece_q[piece] * length_s * earlier * (1 - later))
+    def at(self, mark: Mark) -> tuple[float, float]:
+        """Joules and variance at a mark; never outside what the ticks around it allow."""
+        position = self._index[id(mark)]
+        variance_j2 = float(self._covariance_j2[position, position])
+        return self._base_j + float(self._energy_j[position]), variance_j2
 
-    def at(self, time_ns: float) -> tuple[float, float]:
-        """Joules and variance at an instant; never outside what the ticks around it allow."""
-        weights, piece, part = self._weights(time_ns)
-        energy_j = float(weights @ self._energies)
-        time_s = (time_ns - self._origin_ns) / NS_PER_S
-        tick = int(np.searchsorted(self._low_times, time_s, side="right")) - 1
-        tick = min(max(tick, 0), len(self._lows) - 2)
-        energy_j = min(max(energy_j, self._lows[tick]), self._lows[tick + 1])
-        variance = float(weights @ self._covariance @ weights) + self._bridge_j2(piece, part, part)
-        return self._base_j + energy_j, variance
+    def shared_j2(self, earlier: Mark, later: Mark) -> float:
+        """Covariance of the energies at two marks."""
+        return float(self._covariance_j2[self._index[id(earlier)], self._index[id(later)]])
 
-    def shared_j2(self, earlier_ns: float, later_ns: float) -> float:
-        """Covariance of the energies at two instants."""
-        earlier, piece, part = self._weights(earlier_ns)
-        later, other, other_part = self._weights(later_ns)
-        shared = float(earlier @ self._covariance @ later)
-        if piece == other:
-            shared += self._bridge_j2(piece, part, other_part)
-        return shared
+
+def _sections(
+    knots: list[_Tick | Mark], levels: list[tuple[int, str]]
+) -> list[tuple[int, str, list[int]]]:
+    """Level, label and knots of each contiguous stretch of one level, both ends in it."""
+    sections: list[tuple[int, str, list[int]]] = []
+    marks_seen, (level, label) = 0, levels[0]
+    within: list[int] = []
+    for position, knot in enumerate(knots):
+        within.append(position)
+        if not isinstance(knot, Mark):
+            continue
+        marks_seen += 1
+        if levels[marks_seen][0] != level:
+            if len(within) > 1:
+                sections.append((level, label, within))
+            (level, label), within = levels[marks_seen], [position]
+    if len(within) > 1:
+        sections.append((level, label, within))
+    return sections
+
+
+def _contrasts(
+    plain: np.ndarray,
+    right: np.ndarray,
+    brackets: list[np.ndarray],
+    units: list[tuple[str, np.ndarray]],
+) -> list[_Contrast]:
+    """The combinations of equations that hold no unknown: what they are instead of zero."""
+    complete, _ = np.linalg.qr(plain, mode="complete")
+    contrasts = []
+    for factors in complete[:, plain.shape[1] :].T:
+        bracket_j2 = sum(
+            float(factor**2 * bracket[0, 0])
+            for factor, bracket in zip(factors, brackets, strict=False)
+        )
+        by_label_j2: dict[str, float] = {}
+        at = len(brackets)
+        for label, unit in units:
+            part = factors[at : at + len(unit)]
+            by_label_j2[label] = by_label_j2.get(label, 0.0) + float(part @ unit @ part)
+            at += len(unit)
+        contrasts.append(_Contrast(float(factors @ right) ** 2, bracket_j2, by_label_j2))
+    return contrasts
 
 
 def make_timeline(counter: Counter, clock_ns: Callable[[], int]) -> Timeline:
