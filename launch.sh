@@ -185,11 +185,12 @@ case $command in
     usage >&2
     exit 2
     ;;
-  test) extras="rapl test tfds torch" ;;
+  test) extras="rapl report tensorboard test tfds torch" ;;
   *)
     is_driver "$command" || refuse_driver "$command"
     extras="rapl tfds"
     [[ $command != compare ]] || extras="$extras torch"
+    [[ $command != report ]] || extras="report"
     ;;
 esac
 shift

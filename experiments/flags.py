@@ -109,12 +109,13 @@ def run_config(**overrides: Any) -> RunConfig:
     return RunConfig(**{**settings, **overrides})
 
 
-def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
+def _parse(argv: Sequence[str], positional: str | None, default: str | None) -> list[str]:
     """Parses the command line; anything wrong with it ends the process with status 2.
 
     Args:
         argv: the program's name and its arguments.
         positional: what the one argument that is no flag is called; None where there is none.
+        default: what it is where it is not given; None where it must be.
 
     Returns:
         The program's name and that argument.
@@ -137,6 +138,8 @@ def _parse(argv: Sequence[str], positional: str | None) -> list[str]:
     if len(rest) > wanted:
         extra = rest[wanted]
         _exit_with(UsageError(f"{extra!r} is not a flag.\nFlags are --name=value; see --help."))
+    if len(rest) < wanted and default is not None:
+        rest.append(default)
     if len(rest) < wanted:
         _exit_with(UsageError(f"{positional} is missing; see --help."))
     return rest
@@ -147,7 +150,9 @@ def _exit_with(error: JaxenergyError) -> NoReturn:
     sys.exit(1 if isinstance(error, RunError) else 2)
 
 
-def launch(run: Callable[..., int | None], positional: str | None = None) -> None:
+def launch(
+    run: Callable[..., int | None], positional: str | None = None, default: str | None = None
+) -> None:
     """Parses the flags, calls `run` and exits with what it returns.
 
     Args:
@@ -156,6 +161,7 @@ def launch(run: Callable[..., int | None], positional: str | None = None) -> Non
             `JaxenergyError` with 1.
         positional: the name of the one argument that is no flag, e.g. `MODULE:FUNCTION`; `run` is
             called with it. By default there is none.
+        default: what it is where it is not given; None where it must be.
     """
 
     def main(argv: list[str]) -> int | None:
@@ -171,4 +177,4 @@ def launch(run: Callable[..., int | None], positional: str | None = None) -> Non
 
     # absl's handler would show what libraries log for their developers.
     logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=functools.partial(_parse, positional=positional))
+    app.run(main, flags_parser=functools.partial(_parse, positional=positional, default=default))

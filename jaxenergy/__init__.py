@@ -8,7 +8,7 @@ A map of the package, from the ground up:
     training.steps | energy                        the compiled update; joules by phase
     training, measuring                            the loop that meters itself; a timeit for joules
     sweeps                                         many runs, one process each
-    report                                         tables from records
+    report                                         tables, figures and a page from records
 
 The public names below are imported on first use: `import jaxenergy` loads no framework and touches
 no device.

@@ -1,6 +1,7 @@
 """What all tests share: which of them run, on what platform, one store of compiled programs."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def demo_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of the runs beside it, in `runs`, which have something of everything."""
+    from made_up_runs import make_demo
+
+    from jaxenergy.report.answer import Rates
+    from jaxenergy.report.build import build_report
+
+    home = tmp_path_factory.mktemp("demo")
+    make_demo(home / "runs")
+    build_report(home / "runs", home / "report", Rates(carbon_g_per_kwh=300.0, price_per_kwh=0.25))
+    return home / "report"

@@ -298,11 +298,12 @@ class LineWriter:
 # --------------------------------------------------------------------------------------- reading
 
 
-def read_document(path: str | os.PathLike[str]) -> dict | None:
+def read_document(path: str | os.PathLike[str], max_bytes: int = MAX_DOCUMENT_BYTES) -> dict | None:
     """Reads a JSON document that anybody may have written.
 
     Args:
         path: the file.
+        max_bytes: the largest that is read.
 
     Returns:
         The object, or None where there is no such file.
@@ -315,13 +316,13 @@ def read_document(path: str | os.PathLike[str]) -> dict | None:
         return None
     try:
         # One more byte than allowed, so that a file that grows meanwhile is bounded too.
-        content = _read_up_to(descriptor, MAX_DOCUMENT_BYTES + 1)
+        content = _read_up_to(descriptor, max_bytes + 1)
     except OSError as error:
         raise RecordError(f"{_shown(path)} cannot be read: {reason_of(error)}") from error
     finally:
         os.close(descriptor)
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise RecordError(f"{_shown(path)} is larger than {MAX_DOCUMENT_BYTES} bytes")
+    if len(content) > max_bytes:
+        raise RecordError(f"{_shown(path)} is larger than {max_bytes} bytes")
     return parse_json(content, _shown(path))
 
 

@@ -8,7 +8,7 @@ reads two small files per run, so ten thousand runs take seconds.
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,21 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl` finished so far. Raises `RecordError`."""
         return list(read_metrics(self.path / METRICS_FILE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a walk through folders came upon.
+
+    Attributes:
+        path: the folder, or the file of a document.
+        kind: `run` (a folder with a file of a run), `document`, `foreign`, or `nothing`.
+        why: the reason of the last two.
+    """
+
+    path: Path
+    kind: str
+    why: str
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -191,33 +206,61 @@ def _refuse_unlike_summary(summary: dict[str, Any]) -> None:
         raise RecordError(f"{SUMMARY_FILE} has the unknown status {plain_text(status, 60)!r}")
 
 
-def _find_runs(root: Path) -> Iterator[Run]:
-    """Walks below `root` in the order of names; a run's folder is not searched further."""
+def find_folders(
+    root: Path, is_document: Callable[[str, str], bool] = lambda folder, name: False
+) -> Iterator[Found]:
+    """Walks below `root` in the order of names; a run's folder is not searched further.
+
+    Args:
+        root: the folder to begin with.
+        is_document: whether a file is looked for, by the name of its folder and its own.
+
+    Yields:
+        What was found. A folder that holds nothing of the kind, and no folder, is `nothing`; one
+        that belongs to a document, since it is below its folder, is passed over.
+    """
     real_root = os.path.realpath(root)
-    pending: list[tuple[str, int]] = [(os.fspath(root), 0)]
+    pending: list[tuple[str, int, bool]] = [(os.fspath(root), 0, False)]
     while pending:
-        folder, level = pending.pop()
+        folder, level, owned = pending.pop()
         try:
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            yield Run(Path(folder), FOREIGN, f"it cannot be read: {reason_of(error)}", None, None)
+            yield Found(Path(folder), FOREIGN, f"it cannot be read: {reason_of(error)}")
             continue
         if any(entry.name in _RECORD_FILES for entry in entries):
-            yield _read_run(Path(folder))
+            yield Found(Path(folder), "run", "")
             continue
-        below = []
+        below, links = [], 0
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                below.append((entry.path, level + 1))
-            elif entry.is_symlink() and _leads_out(entry, real_root):
-                why = "it is a link that leads out of this folder, and is not followed"
-                yield Run(Path(entry.path), FOREIGN, why, None, None)
+                below.append(entry.path)
+            elif entry.is_symlink():
+                links += 1
+                if _leads_out(entry, real_root):
+                    why = "it is a link that leads out of this folder, and is not followed"
+                    yield Found(Path(entry.path), FOREIGN, why)
+            elif is_document(os.path.basename(folder), entry.name):
+                owned = True
+                yield Found(Path(entry.path), "document", "")
         if below and level >= _MAX_FOLDER_LEVELS:
             why = f"its folders are nested deeper than {_MAX_FOLDER_LEVELS} levels"
-            yield Run(Path(folder), FOREIGN, why, None, None)
+            yield Found(Path(folder), FOREIGN, why)
+        elif not below and not links and not owned and level:
+            yield Found(Path(folder), "nothing", "it holds no file of a run")
         else:
-            pending.extend(reversed(below))
+            # What lies in the root itself owns nothing: runs and documents stand beside each other.
+            owned = owned and level > 0
+            pending.extend((path, level + 1, owned) for path in reversed(below))
+
+
+def _find_runs(root: Path) -> Iterator[Run]:
+    for found in find_folders(root):
+        if found.kind == "run":
+            yield _read_run(found.path)
+        elif found.kind == FOREIGN:
+            yield Run(found.path, FOREIGN, found.why, None, None)
 
 
 def _leads_out(entry: os.DirEntry[str], real_root: str) -> bool:

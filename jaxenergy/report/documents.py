@@ -1,0 +1,384 @@
+"""What studies, sweeps and comparisons say, read from their JSON by its stated schema.
+
+The report knows these documents and not the code that writes them, so that it shows those of
+another version, or of somebody else's program, as long as the schema's number is one that stands
+here. A document that is not understood is listed with the reason.
+"""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from jaxenergy.records.files import plain_text
+
+SCHEMA = 1
+VERDICTS = ("supported", "refuted", "undecided", "void")
+_PROVENANCES = ("measured", "simulated", "estimated", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a study says of one statement.
+
+    Attributes:
+        study: the study's name.
+        statement: what was tested.
+        verdict: one of `VERDICTS`.
+        effect: the size of it, in `unit`; None where there is none.
+        low: low end of its 95 % interval.
+        high: high end.
+        unit: of the effect.
+        quantity: `energy`, `time`, `accuracy` or `flops`.
+        provenance: of the joules that it rests on.
+        why: the reason, in a sentence.
+    """
+
+    study: str
+    statement: str
+    verdict: str
+    effect: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    quantity: str
+    provenance: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study: the claim, where it comes from, and what became of it."""
+
+    path: str
+    name: str
+    claim: str
+    source: str
+    budget: str
+    provenance: str
+    command: str
+    runs: int
+    verdicts: list[Verdict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep: what it varies, and how far it is.
+
+    Attributes:
+        path: of its document.
+        name: its id.
+        command: that goes on with it.
+        axes: what it varies, in words.
+        runs: (state, how many).
+        warnings: sentences.
+    """
+
+    path: str
+    name: str
+    command: str
+    axes: str
+    runs: list[tuple[str, int]]
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A number with its 95 % interval, whose ends may be None; `value` None with its reason."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Framework:
+    """One side of a comparison.
+
+    Attributes:
+        name: e.g. `torch_compile`.
+        processes: how many were metered.
+        per_update_j: steady state.
+        per_update_s: likewise, in seconds.
+        power_w: mean power.
+        fixed_j: what a training takes beside its updates: start-up and compilation.
+        training_j: the whole training.
+    """
+
+    name: str
+    processes: int
+    per_update_j: Known
+    per_update_s: Known
+    power_w: Known
+    fixed_j: Known
+    training_j: Known
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two sides of a comparison.
+
+    Attributes:
+        framework: the one.
+        reference: the other, which ratios divide by.
+        energy_ratio: of J per update.
+        time_ratio: of seconds per update.
+        power_ratio: of mean power.
+        crossover: the updates from which one has cost less than the other; None where they do not
+            cross.
+        verdict: `crosses`, `never` or `undecided`.
+        cheaper_at_once: which is cheaper in a training of no updates, where that is sure.
+        cheaper_at_last: which is cheaper in the long run, likewise.
+    """
+
+    framework: str
+    reference: str
+    energy_ratio: Known
+    time_ratio: Known
+    power_ratio: Known
+    crossover: Known
+    verdict: str
+    cheaper_at_once: str
+    cheaper_at_last: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The same training in several frameworks.
+
+    Attributes:
+        path: of its document.
+        model: what was trained.
+        status: `compared`, or why there is nothing: `refused`, `failed`, `unfinished`.
+        why: the reason.
+        provenance: of the joules.
+        device: what it was computed on.
+        command: that makes it.
+        updates: of the whole training; None where that is not said.
+        frameworks: the sides.
+        pairs: of them.
+    """
+
+    path: str
+    model: str
+    status: str
+    why: str
+    provenance: str
+    device: str
+    command: str
+    updates: int | None
+    frameworks: list[Framework]
+    pairs: list[Pair]
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """All documents, and (path, reason) of those that are not understood."""
+
+    studies: list[Study]
+    sweeps: list[Sweep]
+    comparisons: list[Comparison]
+    refused: list[tuple[str, str]]
+
+
+def read_documents(found: Sequence[tuple[str, Mapping[str, Any] | str]]) -> Documents:
+    """Sorts and reads the documents of an index.
+
+    Args:
+        found: path and content, or the reason why there is no content.
+
+    Returns:
+        What they say.
+    """
+    documents = Documents([], [], [], [])
+    for path, content in found:
+        try:
+            if isinstance(content, str):
+                raise _RefusedError(content)
+            schema = content.get("schema")
+            if schema != SCHEMA or isinstance(schema, bool):
+                shown = plain_text(schema, 60)
+                raise _RefusedError(f"its schema is {shown}; this version reads {SCHEMA}")
+            if isinstance(content.get("verdicts"), list):
+                documents.studies.append(_read_study(path, content))
+            elif isinstance(content.get("models"), dict):
+                documents.comparisons.extend(_read_comparisons(path, content))
+            elif isinstance(content.get("cells"), list):
+                documents.sweeps.append(_read_sweep(path, content))
+            else:
+                raise _RefusedError("it is neither a study, nor a sweep, nor a comparison")
+        except _RefusedError as error:
+            documents.refused.append((path, str(error)))
+    return documents
+
+
+class _RefusedError(ValueError):
+    """A document is not understood; the message says why."""
+
+
+def _read_study(path: str, content: Mapping[str, Any]) -> Study:
+    name = _text(content.get("study")) or PurePath(path).parent.name
+    provenance = _provenance(content.get("provenance"))
+    verdicts = [
+        _read_verdict(name, provenance, entry, number)
+        for number, entry in enumerate(content["verdicts"], start=1)
+    ]
+    runs = content.get("runs")
+    return Study(
+        path=path,
+        name=name,
+        claim=_text(content.get("claim")),
+        source=_text(content.get("source")),
+        budget=_text(content.get("budget")),
+        provenance=provenance,
+        command=_command(content.get("command")),
+        runs=len(runs) if isinstance(runs, list) else 0,
+        verdicts=verdicts,
+    )
+
+
+def _read_verdict(study: str, provenance: str, entry: Any, number: int) -> Verdict:
+    if not isinstance(entry, dict) or entry.get("verdict") not in VERDICTS:
+        got = plain_text(entry.get("verdict") if isinstance(entry, dict) else entry, 60)
+        raise _RefusedError(f"verdict {number} is {got}; this version reads {', '.join(VERDICTS)}")
+    low, high = _ends(entry.get("ci95"))
+    return Verdict(
+        study=study,
+        statement=_text(entry.get("statement")),
+        verdict=entry["verdict"],
+        effect=_number(entry.get("effect")),
+        low=low,
+        high=high,
+        unit=_text(entry.get("unit")),
+        quantity=_text(entry.get("quantity")),
+        provenance=provenance,
+        why=_text(entry.get("why")),
+    )
+
+
+def _read_sweep(path: str, content: Mapping[str, Any]) -> Sweep:
+    axes = _table(content.get("axes"))
+    runs = _table(content.get("runs"))
+    warnings = content.get("warnings")
+    return Sweep(
+        path=path,
+        name=_text(content.get("id")) or PurePath(path).parent.name,
+        command=_command(content.get("command")),
+        axes="; ".join(
+            f"{plain_text(name, 60)}: {plain_text(', '.join(map(str, values)), 300)}"
+            for name, values in axes.items()
+            if isinstance(values, list)
+        ),
+        runs=[
+            (plain_text(state, 60), count)
+            for state, count in runs.items()
+            if type(count) is int and count
+        ],
+        warnings=[_text(warning) for warning in warnings] if isinstance(warnings, list) else [],
+    )
+
+
+def _read_comparisons(path: str, content: Mapping[str, Any]) -> list[Comparison]:
+    """A document's comparisons: one for each model."""
+    comparisons = []
+    for model, entry in content["models"].items():
+        if not isinstance(entry, dict):
+            raise _RefusedError(f"its entry of the model {plain_text(model, 60)} is no table")
+        frameworks = _table(entry.get("frameworks"))
+        pairs = entry.get("pairs")
+        updates = entry.get("training_updates")
+        comparisons.append(
+            Comparison(
+                path=path,
+                model=plain_text(model, 60),
+                status=_text(entry.get("status")),
+                why=_text(_table(entry.get("why")).get("status")),
+                provenance=_provenance(entry.get("provenance")),
+                device=_device(entry.get("device")),
+                command=_command(content.get("command")),
+                updates=updates if type(updates) is int else None,
+                frameworks=[
+                    _read_framework(name, side)
+                    for name, side in frameworks.items()
+                    if isinstance(side, dict)
+                ],
+                pairs=[
+                    _read_pair(pair)
+                    for pair in (pairs if isinstance(pairs, list) else ())
+                    if isinstance(pair, dict)
+                ],
+            )
+        )
+    return comparisons
+
+
+def _read_framework(name: str, side: Mapping[str, Any]) -> Framework:
+    processes = side.get("processes")
+    return Framework(
+        name=plain_text(name, 60),
+        processes=processes if type(processes) is int else 0,
+        per_update_j=_known(side.get("per_update_j")),
+        per_update_s=_known(side.get("per_update_s")),
+        power_w=_known(side.get("power_w")),
+        fixed_j=_known(side.get("fixed_j")),
+        training_j=_known(side.get("training_j")),
+    )
+
+
+def _read_pair(pair: Mapping[str, Any]) -> Pair:
+    crossover = _table(pair.get("energy_crossover"))
+    sets = crossover.get("set95")
+    ends: Any = sets[0] if isinstance(sets, list) and len(sets) == 1 else None
+    return Pair(
+        framework=_text(pair.get("framework")),
+        reference=_text(pair.get("reference")),
+        energy_ratio=_known(pair.get("energy_ratio"), "ratio"),
+        time_ratio=_known(pair.get("time_ratio"), "ratio"),
+        power_ratio=_known(pair.get("power_ratio"), "ratio"),
+        crossover=_known({**crossover, "ci95": ends}, "updates"),
+        verdict=_text(crossover.get("verdict")) or "undecided",
+        cheaper_at_once=_text(crossover.get("cheaper_without_updates")),
+        cheaper_at_last=_text(crossover.get("cheaper_in_the_long_run")),
+    )
+
+
+def _known(value: Any, key: str = "mean") -> Known:
+    table = _table(value)
+    low, high = _ends(table.get("ci95"))
+    return Known(_number(table.get(key)), low, high, _text(table.get("why")))
+
+
+def _command(value: Any) -> str:
+    """A command line, given as text or as a list of words."""
+    if isinstance(value, list):
+        return plain_text(shlex.join(map(str, value)))
+    return _text(value)
+
+
+def _device(value: Any) -> str:
+    return _text(value) or _text(_table(value).get("name"))
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return plain_text(value) if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def _ends(value: Any) -> tuple[float | None, float | None]:
+    if isinstance(value, list) and len(value) == 2:
+        return _number(value[0]), _number(value[1])
+    return None, None
+
+
+def _provenance(value: Any) -> str:
+    return value if value in _PROVENANCES else "none"

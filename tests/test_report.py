@@ -1,0 +1,554 @@
+"""Reports: what is read, compared and said of runs, and the files that come of it."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_runs import HOSTILE_NAMES, make_run
+
+from jaxenergy.errors import UsageError
+from jaxenergy.records import read_run
+from jaxenergy.report import groups, tables
+from jaxenergy.report.answer import Rates, make_answer
+from jaxenergy.report.build import build_report, read_report
+from jaxenergy.report.documents import read_documents
+from jaxenergy.report.export import to_tensorboard
+from jaxenergy.report.figures import make_figures, make_power
+from jaxenergy.report.index import build_index, choose_page_names, command_of, make_record
+
+pytest.importorskip("vl_convert", reason="needs the extra report, for drawing")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def report(demo_report: Path) -> Path:
+    return demo_report
+
+
+@pytest.fixture(scope="module")
+def demo(report: Path) -> Path:
+    return report.parent / "runs"
+
+
+def index_of(root: Path):
+    return build_index(root, {})[0]
+
+
+def report_process(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.report", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def test_a_record_says_what_the_folder_says(tmp_path):
+    make_run(tmp_path / "a", depth=4, update_j=2.0, provenance="measured", domains=("gpu:0", "x"))
+    record = make_record(read_run(tmp_path / "a"), "a", "a.html")
+    assert (record["state"], record["provenance"]) == ("completed", "measured")
+    assert (record["depth"], record["per_update_j"]) == (4, 2.0)
+    assert record["device"] == "a made-up GPU"
+    assert record["command"] == (
+        "python -m experiments.run --model=mlp --depth=4 --activation=relu --meters=simulated"
+    )
+    whole = sum(joules for joules, _ in record["by_phase"].values())
+    assert whole == pytest.approx(sum(joules for joules, _ in record["by_domain"].values()))
+    assert record["curve"][-1][2] == pytest.approx(record["validation_accuracy"])
+
+
+def test_the_error_of_a_sum_has_no_inner_edges(tmp_path):
+    make_run(tmp_path / "a", windows=9, update_j=1.0)
+    record = make_record(read_run(tmp_path / "a"), "a", "a.html")
+    # Nine windows in a row, of error 0.02 each: half a variance at either end.
+    assert record["by_phase"]["train"][1] == pytest.approx(0.02)
+    # Without idle, what comes before and after it: two stretches.
+    assert record["energy_se_j"] == pytest.approx(0.02 * math.sqrt(2))
+
+
+def test_only_what_changed_is_read_again(tmp_path):
+    root = tmp_path / "runs"
+    for name in ("a", "b"):
+        make_run(root / name)
+    index, cache = build_index(root, {})
+    assert index.changed == {"a", "b"}
+    index, cache = build_index(root, json.loads(json.dumps(cache)))
+    assert index.changed == set()
+    assert [run["name"] for run in index.runs] == ["a", "b"]
+    with (root / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 900, "validation_accuracy": 1.0, "energy_j": 9.0}\n')
+    index, cache = build_index(root, cache)
+    assert index.changed == {"b"}
+    assert index.runs[1]["curve"][-1][0] == 900
+    assert build_index(root, cache, is_fresh=lambda record: False)[0].changed == {"a", "b"}
+
+
+def test_many_runs_are_read_by_several_processes(tmp_path):
+    root = tmp_path / "runs"
+    for number in range(110):
+        make_run(root / f"r{number}", windows=1, evaluations=1)
+    index = index_of(root)
+    assert len(index.runs) == 110
+    assert index.runs == build_index(root, build_index(root, {})[1])[0].runs
+
+
+def test_folders_that_are_no_finished_run_are_listed_with_the_reason(demo):
+    states = {run["path"]: (run["state"], run["why"]) for run in index_of(demo).runs}
+    assert states["failed"] == ("failed", "the loss became nan at update 12")
+    assert states["stopped"][0] == states["running"][0] == "unfinished"
+    assert "no summary.json" in states["running"][1]
+    assert states["notes"] == ("foreign", "it holds no file of a run")
+    assert "not strict JSON" in states["broken"][1]
+    assert "newer" in states["newer"][1]
+    assert states["damaged-lines"][0] == "completed"
+    assert "windows.jsonl: line 1" in states["damaged-lines"][1]
+    # What lies below a sweep or a comparison is its own.
+    assert not any(path.startswith(("sweeps", "compare/")) for path in states)
+
+
+def test_a_single_run_is_a_folder_of_runs(tmp_path):
+    make_run(tmp_path / "alone")
+    (run,) = index_of(tmp_path / "alone").runs
+    assert (run["name"], run["page"]) == ("alone", "alone.html")
+
+
+NAMES = st.lists(
+    st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=120), unique=True
+)
+
+
+@given(NAMES)
+def test_page_names_are_safe_and_differ(names):
+    pages = choose_page_names(names).values()
+    assert len({page.casefold() for page in pages}) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,130}\.html", page) for page in pages)
+
+
+def test_a_plain_name_is_kept():
+    assert choose_page_names(["a-1.x", "sub/a"])["a-1.x"] == "a-1.x.html"
+
+
+def test_the_command_of_a_config_quotes_what_a_shell_would_take():
+    assert command_of({"model": "a b;rm -rf", "epochs": 3.0, "augment": True, "name": "x"}) == (
+        "python -m experiments.run --model='a b;rm -rf' --augment --epochs=3"
+    )
+
+
+# ------------------------------------------------------------------------------------ comparing
+
+POINTS = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=30)
+
+
+@given(POINTS)
+def test_the_front_is_what_none_beats(points):
+    runs = [{"energy_j": e, "test_accuracy": a} for e, a in points]
+    front = {(run["energy_j"], run["test_accuracy"]) for run in groups.pareto_front(runs)}
+    assert front == {
+        (e, a)
+        for e, a in points
+        if not any((x <= e and y >= a) and (x, y) != (e, a) for x, y in points)
+    }
+
+
+def test_a_factor_is_compared_with_all_else_equal(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / f"sgd-{seed}", update_j=1.0 + 0.1 * seed, seed=seed)
+    make_run(tmp_path / "adam", optimizer="adam", update_j=2.0)
+    make_run(tmp_path / "deep-adam", optimizer="adam", depth=8, update_j=9.0)
+    make_run(tmp_path / "guess-lion", optimizer="lion", provenance="estimated")
+    (stratum,) = groups.find_strata(index_of(tmp_path).runs, "optimizer")
+    sgd, adam = stratum.levels
+    assert (sgd.name, sgd.runs, sgd.interval) == ("sgd", 3, "runs")
+    assert sgd.mean_j == pytest.approx(1.1)
+    # Student's t with 2 degrees of freedom is 4.303; the standard error is 0.1 / sqrt(3).
+    assert sgd.high_j - sgd.mean_j == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert (adam.name, adam.runs, adam.interval) == ("adam", 1, "windows")
+    assert (adam.low_j, adam.high_j) == pytest.approx((1.96, 2.04))
+    assert groups.find_strata(index_of(tmp_path).runs, "activation") == []
+
+
+def test_documents_are_read_by_their_schema(demo):
+    documents = read_documents(index_of(demo).documents)
+    (study,) = documents.studies
+    assert [verdict.verdict for verdict in study.verdicts] == [
+        "supported",
+        "undecided",
+        "refuted",
+        "void",
+    ]
+    assert (study.verdicts[0].low, study.verdicts[0].high) == (7.0, 11.3)
+    assert documents.sweeps[0].runs == [("completed", 27), ("failed", 1), ("waiting", 2)]
+    resnet, vit = documents.comparisons
+    assert resnet.pairs[0].crossover.value == 1250.0
+    assert (vit.status, vit.why) == ("refused", "parity fails at block 2")
+    reasons = dict(documents.refused)
+    assert "schema is 99" in reasons["elsewhere/study.json"]
+    assert "no JSON object" in reasons["compare-old/compare.json"]
+
+
+@settings(max_examples=30)
+@given(st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists, max_leaves=5))
+def test_documents_of_any_shape_harm_nobody(value):
+    keys = ("verdicts", "cells", "models", "frameworks", "pairs", "axes", "runs", "command")
+    for kind in ("verdicts", "cells"):
+        content = {"schema": 1, **dict.fromkeys(keys, value), kind: [value]}
+        content.pop("models")
+        read_documents([("study.json", content)])
+    read_documents([("compare.json", {"schema": 1, "models": {"a": dict.fromkeys(keys, value)}})])
+    read_documents([("study.json", {"schema": value})])
+
+
+def test_the_answer_keeps_provenances_apart(demo):
+    index = index_of(demo)
+    answer = make_answer(index, read_documents(index.documents), Rates(carbon_g_per_kwh=400.0))
+    cost = {item.provenance: item.text for item in answer if item.label == "cost"}
+    assert set(cost) == {"measured", "estimated", "simulated"}
+    assert "27 runs" in cost["measured"]
+    assert "CO2e" in cost["measured"]
+    assert "CO2e" not in cost["simulated"]
+    labels = [item.label for item in answer]
+    assert labels[0] == "trained"
+    claims = next(item.text for item in answer if item.label == "claims")
+    assert claims.startswith("4 statements of 1 study tested: 1 supported, 1 refuted")
+    assert "1 failed" in answer[-1].text
+
+
+def test_nothing_at_all_is_an_answer_too(tmp_path):
+    root = tmp_path / "runs"
+    root.mkdir()
+    build_report(root, tmp_path / "report")
+    assert "No run was found here." in (tmp_path / "report" / "index.html").read_text()
+
+
+# -------------------------------------------------------------------------------------- figures
+
+
+def test_every_bar_has_an_interval_and_every_axis_a_unit(demo):
+    index = index_of(demo)
+    figures = make_figures(index, read_documents(index.documents), "make it")
+    drawn = [figure for figure in figures if figure.spec is not None]
+    assert {figure.name for figure in drawn} >= {
+        *("accuracy", "curves", "phases", "domains", "optimizer", "activation", "depth"),
+        *("frameworks", "crossover"),
+    }
+    for figure in drawn:
+        assert figure.command
+        assert {key for key, _ in figure.columns} <= set().union(*figure.rows) | {"page"}
+        if '"type": "bar"' in json.dumps(figure.spec):
+            assert all(row["low_j"] <= row["high_j"] for row in figure.rows)
+        for axis in find_all(figure.spec, "x"):
+            if isinstance(axis, dict) and "title" in axis:
+                described = str(axis)
+                assert "J" in described or "updates" in described
+
+
+def find_all(value, key):
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name == key:
+                yield item
+            yield from find_all(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from find_all(item, key)
+
+
+def test_power_over_time_adds_up_and_shows_ticks(tmp_path):
+    make_run(tmp_path / "a", windows=3000)
+    run = read_run(tmp_path / "a")
+    record = make_record(run, "a", "a.html")
+    figure = make_power(record, run.windows[:200], run.environment)
+    powers = [row for row in figure.rows if row["kind"] == "power"]
+    joules = sum(row["power_w"] * (row["end_s"] - row["start_s"]) for row in powers)
+    assert joules == pytest.approx(sum(line["energy_j"]["gpu:0"] for line in run.windows[:200]))
+    ticks = [row["start_s"] for row in figure.rows if row["kind"] == "tick"]
+    assert ticks[0] == pytest.approx(0.03)
+    assert "gpu:0 ticks every 100 ms" in figure.caption
+    # Three thousand windows are too many to draw: they are put together, and no joule is lost.
+    whole = make_power(record, run.windows, run.environment)
+    powers = [row for row in whole.rows if row["kind"] == "power"]
+    assert len(powers) <= 1500
+    assert sum(row["energy_j"] for row in powers) == pytest.approx(record["metered_j"])
+
+
+def test_windows_that_were_undone_are_drawn_as_lost(tmp_path):
+    make_run(tmp_path / "a", windows=4)
+    with (tmp_path / "a" / "windows.jsonl").open("a") as file:
+        file.write('{"event": "rollback", "to_update": 40, "attempt": 1}\n')
+    run = read_run(tmp_path / "a")
+    figure = make_power(make_record(run, "a", "a.html"), run.windows, run.environment)
+    phases = [row["phase"] for row in figure.rows if row["kind"] == "phase"]
+    assert phases.count("lost") == phases.count("train") == 2
+
+
+# --------------------------------------------------------------------------------------- tables
+
+CELLS = st.one_of(st.none(), st.integers(-(10**6), 10**6), st.text(max_size=12))
+
+
+@given(st.lists(CELLS, min_size=1, max_size=5))
+def test_csv_can_be_read_back_and_holds_no_formula(values):
+    text = tables.to_csv([("a", "a (J)"), ("b", "b")], [{"a": value, "b": 1} for value in values])
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert rows[0] == ["a (J)", "b"]
+    for value, (cell, other) in zip(values, rows[1:], strict=True):
+        assert other == "1"
+        if isinstance(value, str):
+            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+            assert cell.removeprefix("'") == value.removeprefix("'")
+        else:
+            assert cell == ("" if value is None else str(value))
+
+
+def test_markup_is_escaped():
+    rows = [{"a": "50 % of a_b & <c> | $x$ \\ ~^{}", "b": 0.123456}]
+    columns = [("a", "a"), ("b", "energy (J)")]
+    latex = tables.to_latex(columns, rows, "50 %")
+    body = latex.split("\\midrule\n")[1].split("\\bottomrule")[0]
+    assert body == (
+        "50 \\% of a\\_b \\& \\textless{}c\\textgreater{} \\textbar{} \\$x\\$ \\textbackslash{}"
+        " \\textasciitilde{}\\textasciicircum{}\\{\\} & 0.1235 \\\\\n"
+    )
+    assert "\\begin{tabular}{lr}" in latex
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    markdown = tables.to_markdown(columns, rows).splitlines()
+    assert len(markdown) == 3
+    assert markdown[1] == "| --- | ---: |"
+    assert "\\<c\\> \\|" in markdown[2]
+
+
+# ------------------------------------------------------------------------------------ the folder
+
+
+def test_a_report_is_page_figures_tables_and_json(report):
+    page = (report / "index.html").read_text()
+    assert len(page) < 2_500_000
+    document = json.loads((report / "report.json").read_text())
+    assert document["schema"] == 1
+    assert len(document["runs"]) == 27 + 10 + len(HOSTILE_NAMES) + 4
+    assert document["runs"][0].keys() >= {"energy_j", "provenance", "carbon_g", "price"}
+    assert "Runs are ranked by joules" in page
+    for figure in document["figures"]:
+        if figure["data"]:
+            assert len((report / figure["data"]).read_text().splitlines()) > 1
+            svg = report / "figures" / f"{figure['name']}.svg"
+            assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+            assert "var(--" not in svg.read_text()
+            pdf = (report / "figures" / f"{figure['name']}.pdf").read_bytes()
+            assert pdf.startswith(b"%PDF")
+    for name in ("runs", "verdicts", "problems", "pairs"):
+        for ending in ("csv", "md", "tex"):
+            assert (report / "tables" / f"{name}.{ending}").stat().st_size > 0
+    (row, *_) = csv.DictReader((report / "tables" / "runs.csv").read_text().splitlines())
+    assert float(row["CO2e (g)"]) == pytest.approx(float(row["energy (J)"]) / 3.6e6 * 300)
+
+
+def test_names_that_mean_harm_are_text_and_stay_in_their_folder(demo, report):
+    page = (report / "index.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "{{ 7*7 }}" in page
+    pages = {path.name for path in (report / "runs").iterdir()}
+    runs = [run for run in index_of(demo).runs if run["page"]]
+    assert pages == {run["page"] for run in runs}
+    evil = next(run["page"] for run in runs if run["name"].startswith("<script>"))
+    text = (report / "runs" / evil).read_text()
+    assert "<h1>&lt;script&gt;alert(1)</h1>" in text
+    assert "<script>alert" not in text
+    assert {path.name for path in demo.parent.iterdir()} == {"runs", "report"}
+
+
+def test_a_run_has_its_config_environment_and_windows_on_its_page(report):
+    text = (report / "runs" / "stopped.html").read_text()
+    for words in ("batch_size", "a made-up GPU", "recorded_at", "simulated", "preempted"):
+        assert words in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text).group(1))  # type: ignore[union-attr]
+    assert len(data["tables"]["windows"]["rows"]) == 44
+    assert len(data["tables"]["metrics"]["rows"]) == 20
+
+
+def test_what_did_not_change_is_left_as_it_is(tmp_path):
+    root, out = tmp_path / "runs", tmp_path / "report"
+    for name in ("a", "b", "c"):
+        make_run(root / name)
+    assert build_report(root, out).changed
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    outcome = build_report(root, out)
+    assert (outcome.changed, outcome.read) == (False, 0)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (root / "a" / "summary.json").unlink()
+    for file in (root / "b").iterdir():
+        file.unlink()
+    (out / "runs" / "c.html").unlink()
+    outcome = build_report(root, out)
+    assert (outcome.changed, outcome.read) == (True, 2)
+    assert {path.name for path in (out / "runs").iterdir()} == {"a.html", "c.html"}
+    assert build_report(root, out, Rates(price_per_kwh=1.0)).changed
+
+
+def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+    root = tmp_path / "runs"
+    make_run(root / "a")
+    with pytest.raises(UsageError, match="holds something that is no report"):
+        build_report(root, root)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        build_report(root, tmp_path / "file")
+    with pytest.raises(UsageError, match="is no folder"):
+        build_report(tmp_path / "absent", tmp_path / "out")
+    assert [path.name for path in root.iterdir()] == ["a"]
+
+
+def test_a_report_inside_the_runs_folder_does_not_report_itself(tmp_path):
+    make_run(tmp_path / "a")
+    assert build_report(tmp_path, tmp_path / "report").runs == 1
+    outcome = build_report(tmp_path, tmp_path / "report")
+    assert (outcome.runs, outcome.changed) == (1, False)
+
+
+# ------------------------------------------------------------------------------------ the driver
+
+
+def test_the_summary_says_the_same_without_drawing(demo):
+    done = report_process(str(demo), f"--out={demo.parent / 'none'}", "--summary")
+    assert done.returncode == 0, done.stderr
+    assert "measured by hardware counters (27" in " ".join(done.stdout.split())
+    assert "supported" in done.stdout
+    assert not (demo.parent / "none").exists()
+    code = f"""
+import sys
+from pathlib import Path
+from jaxenergy.report.build import read_report
+from jaxenergy.report.overview import print_overview
+read_report(Path({str(demo)!r}), Path("none"))
+print(sorted(sys.modules.keys() & {{"jax", "numpy", "scipy", "vl_convert", "jinja2"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["absent"], "absent is no folder"),
+        (["--carbon_intensity=-1"], "at least 0"),
+        (["--to=tensorbord"], "Did you mean 'tensorboard'"),
+        (["--summary", "--watch"], "one of them"),
+        (["a", "b"], "is not a flag"),
+    ],
+)
+def test_bad_flags_are_refused_in_a_few_lines(tmp_path, flags, words):
+    done = report_process(*flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_watching_follows_what_runs_do(tmp_path):
+    root, out = tmp_path / "runs", tmp_path / "report"
+    make_run(root / "a", windows=1)
+    command = [sys.executable, "-m", "experiments.report", str(root), f"--out={out}", "--watch"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--watch_seconds=0.1"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "1 runs, 1 read anew" in process.stdout.readline()
+        assert '"reload_s":0.1' in (out / "index.html").read_text()
+        make_run(root / "b", windows=1)
+        # The folder may be seen half made: what follows it is the whole.
+        deadline = time.monotonic() + 60
+        while "2 runs" not in process.stdout.readline():
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert '"reload_s":null' in (out / "index.html").read_text()
+
+
+# ------------------------------------------------------------------------------- other programs
+
+
+def read_events(path: Path):
+    """The events of a TensorBoard file: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto import event_pb2
+
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        event = event_pb2.Event()  # type: ignore[attr-defined]
+        event.ParseFromString(content[at + 12 : at + 12 + length])
+        yield event
+        at += 16 + length
+
+
+def test_metrics_go_to_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
+    root, out = tmp_path / "runs", tmp_path / "report"
+    make_run(root / "a", provenance="estimated", windows=5, evaluations=4)
+    make_run(root / "<b>")
+    done = report_process(str(root), f"--out={out}", "--to=tensorboard")
+    assert done.returncode == 0, done.stderr
+    assert "2 runs" in done.stdout
+    to_tensorboard(root, out)  # a second time replaces the first
+    (file,) = (out / "tensorboard" / "a").iterdir()
+    values = [
+        (value.tag, event.step, value.simple_value)
+        for event in read_events(file)
+        for value in event.summary.value
+    ]
+    accuracies = [value for value in values if value[0] == "metrics/validation_accuracy"]
+    assert [step for _, step, _ in accuracies] == [25, 50, 75, 100]
+    assert accuracies[-1][2] == pytest.approx(0.9)
+    assert sum(tag == "power_w/gpu_0" for tag, _, _ in values) == 5
+    assert any(b"provenance: estimated" in event.SerializeToString() for event in read_events(file))
+    # The report is made in the same folder afterwards.
+    assert build_report(root, out).runs == 2
+
+
+@pytest.mark.slow
+def test_metrics_go_to_wandb(tmp_path):
+    pytest.importorskip("wandb", reason="needs the extra wandb")
+    root, out = tmp_path / "runs", tmp_path / "report"
+    make_run(root / "a", windows=5, evaluations=4)
+    command = [sys.executable, "-m", "experiments.report", str(root), f"--out={out}", "--to=wandb"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 runs handed to wandb" in done.stdout
+    (file,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    assert b"metrics/validation_accuracy" in content
+    assert b"simulated" in content
+
+
+def test_reading_a_report_writes_nothing(tmp_path):
+    make_run(tmp_path / "runs" / "a")
+    assert len(read_report(tmp_path / "runs", tmp_path / "out").index.runs) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
