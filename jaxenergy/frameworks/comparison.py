@@ -190,7 +190,6 @@ def _compare(
     ]
     if not todo:
         return
-    (home / "processes").mkdir(exist_ok=True)
     try:
         facts = read_facts(home / "inputs")
         if facts is None or _why_refused(facts) is not None:
@@ -204,6 +203,7 @@ def _compare(
         if refused is not None:
             say(f"{model}: REFUSED: {refused}")
             return
+        (home / "processes").mkdir(exist_ok=True)
         for number, (block, position, name) in enumerate(todo, 1):
             record = _measure(design, model, home, block, position, name, stop)
             if record is None:

@@ -177,19 +177,9 @@ def account(
         if reason is not None:
             why[f"stages.{stage}.energy_j"] = reason
     train = [line for line in lines if line["phase"] == "train" and line["updates"]]
-    found = estimate_per(train, "updates", domains)
-    if isinstance(found, str):
-        seconds = _duration_s(train) / sum(line["updates"] for line in train)
-        per_update = {"energy_j": None, "power_w": None, "duration_s": seconds}
-        per_update["windows"] = len(train)
-        why["per_update.energy_j"] = found
-    else:
-        per_update = {
-            "energy_j": found.energy_j.value,
-            "power_w": found.energy_j.value / found.duration_s,
-            "duration_s": found.duration_s,
-            "windows": found.windows,
-        }
+    per_update, reason = _per_update(train, domains)
+    if reason is not None:
+        why["per_update.energy_j"] = reason
     first = updates["compile"] + updates["warmup"]
     fixed: dict[str, float | None] = {}
     for unit in ("energy_j", "duration_s"):
@@ -203,6 +193,31 @@ def account(
         idle_w, why["idle_w"] = None, idle_w
     told = {"stages": stages, "per_update": per_update, "fixed": fixed, "idle_w": idle_w}
     return {**told, "why": why}
+
+
+def _per_update(
+    train: Sequence[Mapping[str, Any]], domains: Sequence[str]
+) -> tuple[dict[str, Any], str | None]:
+    """What one update takes, and why its joules are not known.
+
+    Of the steady windows; of all of them where too few are steady, or joules are not known.
+    """
+    found = estimate_per(train, "updates", domains)
+    if not isinstance(found, str):
+        energy_j, duration_s, windows = found.energy_j.value, found.duration_s, found.windows
+        reason = None
+    else:
+        updates = sum(line["updates"] for line in train)
+        energy_j, reason = add_energy(train, domains)
+        energy_j = None if energy_j is None else energy_j / updates
+        duration_s, windows = _duration_s(train) / updates, len(train)
+    told = {
+        "energy_j": energy_j,
+        "duration_s": duration_s,
+        "power_w": None if energy_j is None else energy_j / duration_s,
+        "windows": windows,
+    }
+    return told, reason
 
 
 def _idle_power_w(lines: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> float | str:

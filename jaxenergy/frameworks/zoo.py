@@ -12,16 +12,16 @@ from jaxenergy.config import RunConfig
 from jaxenergy.errors import UsageError, unknown_value
 
 ALL = "all"
-_IMAGES = {"dataset": "synthetic:32x32x3,examples=10000"}
-_TEXT = {"dataset": "synthetic:64,classes=65,examples=10000"}
+_IMAGES = {"dataset": "synthetic:32x32x3,examples=4000"}
+_TEXT = {"dataset": "synthetic:64,classes=65,examples=4000"}
 
 ZOO: Mapping[str, Mapping[str, Any]] = {
     "mlp": {"depth": 3, "width": 512, **_IMAGES},
     "cnn": {"depth": 4, "width": 16, **_IMAGES},
     "resnet": {"depth": 8, "width": 16, **_IMAGES},
     "wide_resnet": {"depth": 10, "width": 1, **_IMAGES},
-    "mobilenet": {"depth": 4, "width": 16, **_IMAGES},
-    "convnext": {"depth": 4, "width": 16, **_IMAGES},
+    "mobilenet": {"depth": 2, "width": 8, **_IMAGES},
+    "convnext": {"depth": 2, "width": 8, **_IMAGES},
     "vit": {"depth": 4, "width": 64, **_IMAGES},
     "mixer": {"depth": 4, "width": 64, **_IMAGES},
     "transformer_lm": {"depth": 2, "width": 64, **_TEXT},
