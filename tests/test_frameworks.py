@@ -196,8 +196,10 @@ def test_a_process_is_cut_into_its_stages_and_they_are_all_there_is():
         assert stages[stage]["energy_j"] == pytest.approx(
             POWER_W * stages[stage]["duration_s"], rel=1e-3
         )
-    labels = [line["phase"] for line in lines]
-    assert labels[: labels.index("train")] == ["input", "other", "input", "compile", "warmup"]
+    # On a busy machine there may be more of `other`: what passes between two stages.
+    labels = [line["phase"] for line in lines if line["phase"] != "other"]
+    assert labels[: labels.index("train")] == ["input", "input", "compile", "warmup"]
+    assert "other" in {line["phase"] for line in lines}
     train_s = sum(line["end_ns"] - line["start_ns"] for line in lines if line["phase"] == "train")
     assert train_s / 1e9 > 0.49  # as long as was asked for, in whole windows
     windows = [line for line in lines if line["phase"] == "train" and line["updates"]]
