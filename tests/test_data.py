@@ -415,6 +415,52 @@ def test_members_that_are_links_are_not_followed(tmp_path):
         cifar.read_cifar_archive(stream.getvalue(), CIFAR10[0])
 
 
+@pytest.mark.parametrize("prefix", ["../", "/", "./../../", "x/../../"])
+def test_no_member_is_ever_written_to_where_it_says(small_cifar, prefix, tmp_path, monkeypatch):
+    """An archive is read in memory: members that would leave its folder are not looked at."""
+    for folder in ("out", "data"):
+        (tmp_path / folder).mkdir()
+    edition = small_cifar.binary
+    outside = {f"{prefix}{tmp_path}/out/evil": b"evil", f"{prefix}out/evil": b"evil"}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        own = {f"{edition.folder}/{k}": v for k, v in small_cifar.files[edition.folder].items()}
+        for name, content in {**outside, **own}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE):
+            member = tarfile.TarInfo(f"{edition.folder}/{edition.test}")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    monkeypatch.chdir(tmp_path / "data")
+    train, test = cifar.read_cifar_archive(stream.getvalue(), edition)
+    assert len(train.labels) == len(edition.train) * edition.train_examples
+    assert len(test.labels) == edition.test_examples
+    assert [path for path in tmp_path.rglob("*") if path.name == "evil"] == []
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_member_that_says_it_is_huge_is_refused_before_it_is_read():
+    """A few bytes of an archive can stand for gigabytes."""
+    edition = CIFAR10[0]
+    header = tarfile.TarInfo(f"{edition.folder}/{edition.test}")
+    header.size = 1 << 40
+    content = gzip.compress(header.tobuf() + bytes(1024))
+    with pytest.raises(UsageError, match=r"test_batch\.bin is altered: expected at most \d+ bytes"):
+        cifar.read_cifar_archive(content, edition)
+
+
+def test_a_file_that_is_huge_is_refused_before_it_is_read(small_cifar, tmp_path):
+    for edition, name in ((small_cifar.binary, "train"), (small_cifar.python, "test")):
+        (tmp_path / name).mkdir()
+        inner = small_cifar.extract(tmp_path / name, edition)
+        path = inner / (edition.train[0] if name == "train" else edition.test)
+        os.truncate(path, 1 << 40)  # holes take no space on the disk, and all the memory when read
+        with pytest.raises(UsageError, match="altered"):
+            data.load(small_cifar.name, data_dir=tmp_path / name)
+
+
 @pytest.mark.skipif(
     not os.environ.get("JAXENERGY_CIFAR10"),
     reason="JAXENERGY_CIFAR10 names no folder with the real CIFAR-10",

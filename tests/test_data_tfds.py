@@ -152,6 +152,41 @@ def test_a_truncated_prepared_set_is_refused(small_cifar10, tmp_path):
         data.load("cifar10", data_dir=tmp_path / "tfds")
 
 
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_a_class_that_a_prepared_set_names_is_not_imported(
+    small_cifar10, monkeypatch, tmp_path, key
+):
+    """TFDS would import the module of any class that features.json names."""
+    tfds_builders.load_with_tfds("cifar10", tmp_path / "tfds", _manual(tmp_path))
+    (file,) = (tmp_path / "tfds").rglob("features.json")
+    features = json.loads(file.read_text())
+    features["featuresDict"]["features"]["image"] = {key: "evil_features.Attack", "content": {}}
+    file.write_text(json.dumps(features))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil_features.py").write_text("")
+    with pytest.raises(UsageError, match="not loaded because a folder names it"):
+        data.load("cifar10", data_dir=tmp_path / "tfds")
+    assert "evil_features" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"32"', '"999999"', "altered"),
+        ('"200"', '"999999999999"', "altered"),
+        ("{", "[" * 100_000, "is no JSON"),
+    ],
+    ids=["shape", "count", "depth"],
+)
+def test_a_prepared_set_that_says_it_is_huge_is_refused(small_cifar10, tmp_path, old, new, told):
+    tfds_builders.load_with_tfds("cifar10", tmp_path / "tfds", _manual(tmp_path))
+    for name in ("features.json", "dataset_info.json"):
+        (file,) = (tmp_path / "tfds").rglob(name)
+        file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=told):
+        data.load("cifar10", data_dir=tmp_path / "tfds")
+
+
 def _prepare_as_tfds_does(name, version, train, root, *, with_id):
     """Prepares a set with the features and the shuffling of TFDS's own builder."""
     pytest.importorskip("PIL", reason="TFDS decodes the PNG of its own builders with Pillow")

@@ -75,16 +75,46 @@ def read_sized(path: Path, size_bytes: int) -> bytes:
     """
     if not path.is_file():
         raise UsageError(f"{path} is missing; expected a file of {size_bytes} bytes there.")
-    content = path.read_bytes()
-    check_size(content, size_bytes, str(path))
-    return content
+    _check_size(path.stat().st_size, size_bytes, str(path))  # before memory is filled with it
+    return path.read_bytes()
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The bytes of an extracted file whose size depends on who wrote it.
+
+    Args:
+        path: the file.
+        max_bytes: what it cannot be larger than.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        UsageError: the file is absent or larger.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is missing; the other files are there.")
+    check_bound(path.stat().st_size, max_bytes, str(path))
+    return path.read_bytes()
+
+
+def check_bound(size_bytes: int, max_bytes: int, what: str) -> None:
+    """Refuses what says it is larger than it can be; `what` names it in the message."""
+    if size_bytes > max_bytes:
+        raise UsageError(
+            f"{what} is altered: expected at most {max_bytes} bytes, found {size_bytes}."
+        )
 
 
 def check_size(content: bytes, size_bytes: int, what: str) -> None:
     """Refuses content that is not `size_bytes` long; `what` names it in the message."""
-    if len(content) != size_bytes:
+    _check_size(len(content), size_bytes, what)
+
+
+def _check_size(found_bytes: int, size_bytes: int, what: str) -> None:
+    if found_bytes != size_bytes:
         raise UsageError(
-            f"{what} is truncated or altered: expected {size_bytes} bytes, found {len(content)}."
+            f"{what} is truncated or altered: expected {size_bytes} bytes, found {found_bytes}."
         )
 
 

@@ -17,7 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxenergy.data.archives import Archive, check_size, read_sized, read_verified
+from jaxenergy.data.archives import (
+    Archive,
+    check_bound,
+    check_size,
+    read_bounded,
+    read_sized,
+    read_verified,
+)
 from jaxenergy.data.dataset import Split
 from jaxenergy.data.plain_pickle import read_plain_pickle
 from jaxenergy.errors import UsageError
@@ -49,6 +56,11 @@ class Edition:
     test_examples: int
     label_bytes: int = 0
     label_key: str | None = None
+
+    def max_bytes(self, name: str) -> int:
+        """What a file cannot be larger than; pickles hold names and labels beside the pixels."""
+        examples = self.test_examples if name == self.test else self.train_examples
+        return examples * 4 * _PIXELS
 
 
 CIFAR10_BINARY = Edition(
@@ -149,6 +161,8 @@ def read_cifar_archive(content: bytes, edition: Edition) -> tuple[Split, Split]:
                 name = wanted.get(member.name.removeprefix("./"))
                 stream = tar.extractfile(member) if name and member.isreg() else None
                 if name and stream:
+                    # Nothing is ever written to where a member says; this bounds the memory.
+                    check_bound(member.size, edition.max_bytes(name), member.name)
                     members[name] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{edition.archive.name} is not a whole archive: {error}.") from error
@@ -163,9 +177,7 @@ def _read_folder(folder: Path, edition: Edition) -> tuple[Split, Split]:
     if edition.label_key is not None:  # pickles differ in size with who wrote them
 
         def read(name: str) -> bytes:
-            if not (folder / name).is_file():
-                raise UsageError(f"{folder / name} is missing; the other files are there.")
-            return (folder / name).read_bytes()
+            return read_bounded(folder / name, edition.max_bytes(name))
 
     else:
         record = edition.label_bytes + _PIXELS

@@ -7,13 +7,14 @@ References:
     those of the TensorFlow Datasets tables; torchvision's MD5 belong to the same files.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jaxenergy.data.archives import Archive, gunzip, read_verified
+from jaxenergy.data.archives import Archive, gunzip, read_bounded, read_verified
 from jaxenergy.data.dataset import Split
 from jaxenergy.errors import UsageError
 
@@ -34,6 +35,11 @@ class IdxFile:
     def name(self) -> str:
         """The file's name when it is decompressed."""
         return self.archive.name.removesuffix(".gz")
+
+    @property
+    def max_bytes(self) -> int:
+        """More than the decompressed file has."""
+        return 100 + math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def find_idx(idx_set: IdxSet, data_dir: Path) -> tuple[Split, Split, str] | None
             content, verified = read_verified(packed, file.archive), verified + 1
             arrays.append(parse_idx_gz(content, file))
         elif unpacked.is_file():
-            arrays.append(_parse_idx(unpacked.read_bytes(), file.shape, str(unpacked)))
+            arrays.append(_parse_idx(read_bounded(unpacked, file.max_bytes), file.shape, str(unpacked)))
         else:
             raise UsageError(f"{packed} is missing; the other files of the set are there.")
     return (

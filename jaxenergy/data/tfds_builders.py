@@ -23,12 +23,16 @@ import tensorflow_datasets as tfds
 # isort: split
 import requests  # comes with TFDS, so that its absence is not what is reported where both lack
 
+from jaxenergy.data.archives import read_bounded
 from jaxenergy.data.dataset import Split
-from jaxenergy.data.official import OFFICIAL
+from jaxenergy.data.official import OFFICIAL, Official
 from jaxenergy.errors import UsageError
 
 _FORMAT = "array_record"
 _CONNECT_TIMEOUT_S = 4.0
+_MAX_INFO_BYTES = 1 << 20
+# Under which features.json names the Python classes of its features, in old and in new form.
+_CLASS_KEYS = frozenset({"type", "pythonClassName", "python_class_name"})
 _PROBE_TIMEOUT_S = 10.0  # bounds name resolution too, which has no timeout of its own
 
 
@@ -115,7 +119,7 @@ def load_with_tfds(
         except (requests.RequestException, tfds.download.DownloadError) as error:
             raise NotAvailable(f"{type(error).__name__}: {error}") from error
         folder = Path(builder.data_dir)
-    return _read_prepared(folder)
+    return _read_prepared(folder, OFFICIAL[name])
 
 
 def _find_prepared(name: str, root: Path) -> Path | None:
@@ -150,12 +154,31 @@ def _find_prepared(name: str, root: Path) -> Path | None:
 
 def _read_info(file: Path) -> dict[str, Any]:
     try:
-        info = json.loads(file.read_text())
-    except ValueError as error:
+        info = json.loads(read_bounded(file, _MAX_INFO_BYTES))
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{file} is no JSON: {error}.\nPrepare the data set again, or remove the folder."
         ) from error
     return info if isinstance(info, dict) else {}
+
+
+def _refuse_foreign_classes(folder: Path) -> None:
+    """Refuses a prepared set that names a class of any package but TFDS: TFDS would import it."""
+    file = folder / "features.json"
+    pending: list[Any] = [_read_info(file)]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            for key in _CLASS_KEYS & value.keys():
+                name = value[key]
+                if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+                    raise UsageError(
+                        f"{file} names the class {name[:100]!r}, which is not loaded because a "
+                        "folder names it.\nAllowed: classes of tensorflow_datasets."
+                    )
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
 
 
 def _version_of(info: dict[str, Any]) -> tuple[int, ...]:
@@ -163,11 +186,12 @@ def _version_of(info: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", str(info.get("version", ""))))
 
 
-def _read_prepared(folder: Path) -> tuple[Split, Split, str]:
+def _read_prepared(folder: Path, official: Official) -> tuple[Split, Split, str]:
     """Reads both parts of a prepared set into memory, in the official order where it is known."""
-    builder = tfds.builder_from_directory(folder)
+    _refuse_foreign_classes(folder)
     try:
-        train, test = (_read_part(builder, part) for part in ("train", "test"))
+        builder = tfds.builder_from_directory(folder)
+        train, test = (_read_part(builder, part, official) for part in ("train", "test"))
     except ImportError as error:  # TFDS's own builders store PNG
         raise NotAvailable(f"reading {folder} failed: {' '.join(str(error).split())}") from error
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
@@ -182,14 +206,17 @@ def _read_prepared(folder: Path) -> tuple[Split, Split, str]:
     return train, test, f"TensorFlow Datasets {builder.info.full_name}, {order}"
 
 
-def _read_part(builder: tfds.core.DatasetBuilder, part: str) -> Split:
+def _read_part(builder: tfds.core.DatasetBuilder, part: str, official: Official) -> Split:
     """One part of a prepared set.
 
     TFDS shuffles what its own builders prepare; where they kept the index in `id` (CIFAR), sorting
     by it restores the official order.
     """
     source = builder.as_data_source(split=part)
-    images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+    shape, most = builder.info.features["image"].shape, sum(official.train_counts)
+    if shape != official.shape or len(source) > most:  # before memory is taken for what is said
+        raise ValueError(f"{part}: {len(source)} images of {shape}, not {most} of {official.shape}")
+    images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     ids = []
     for start in range(0, len(source), 1000):  # reading one by one takes twice the time
