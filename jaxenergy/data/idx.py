@@ -123,7 +123,9 @@ def find_idx(idx_set: IdxSet, data_dir: Path) -> tuple[Split, Split, str] | None
             content, verified = read_verified(packed, file.archive), verified + 1
             arrays.append(parse_idx_gz(content, file))
         elif unpacked.is_file():
-            arrays.append(_parse_idx(read_bounded(unpacked, file.max_bytes), file.shape, str(unpacked)))
+            arrays.append(
+                _parse_idx(read_bounded(unpacked, file.max_bytes), file.shape, str(unpacked))
+            )
         else:
             raise UsageError(f"{packed} is missing; the other files of the set are there.")
     return (
