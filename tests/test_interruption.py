@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from jaxenergy.training import interruption
+
 # A main thread that does not run Python byte code, as in a long XLA compilation: it waits in C for
 # a pipe that nobody writes, in a call that is restarted after a signal.
 STUCK = """
@@ -18,7 +20,7 @@ from jaxenergy.training.interruption import Interruption
 def note(signum):
     os.write(1, b"recorded %d;" % signum)
 
-with Interruption(note, grace_s=float(sys.argv[1])):
+with Interruption(note, *map(float, sys.argv[1:])):
     read_end, write_end = os.pipe()
     os.write(1, b"ready;")
     buffer = ctypes.create_string_buffer(1)
@@ -66,7 +68,7 @@ def test_the_watcher_records_and_ends_a_process_whose_main_thread_is_stuck(signu
 
 
 def test_a_second_signal_records_and_ends_the_process_without_waiting():
-    process = start(STUCK, "3600")
+    process = start(STUCK, "3600", "3600")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -74,11 +76,28 @@ def test_a_second_signal_records_and_ends_the_process_without_waiting():
     assert (output, process.returncode) in ((b"recorded 2;", 143), (b"recorded 15;", 130))
 
 
+# Nor can the record be written, as on a disk that hangs.
+STUCK_TWICE = STUCK.replace('os.write(1, b"recorded %d;" % signum)', "threading.Event().wait()")
+STUCK_TWICE = STUCK_TWICE.replace("import ctypes", "import threading, ctypes")
+
+
 def test_a_third_signal_does_not_wait_for_the_record():
-    never = STUCK.replace('os.write(1, b"recorded %d;" % signum)', "threading.Event().wait()")
-    process = start(never.replace("import ctypes", "import threading, ctypes"), "0.05")
+    process = start(STUCK_TWICE, "0.05", "3600")
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
     process.communicate()
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_record_that_cannot_be_written_is_not_waited_for(signum, status):
+    process = start(STUCK_TWICE, "0.05", "0.05")
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == (b"", status)
+
+
+def test_whatever_is_stuck_a_process_ends_within_10_s_of_a_signal():
+    """By the rules above; half a second is for a machine on which nothing is at once."""
+    assert interruption.GRACE_S + interruption.RECORD_S <= 10 - 0.5

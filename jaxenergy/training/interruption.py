@@ -4,7 +4,8 @@ The training loop asks `Interruption.signum` between compiled calls and ends in 
 closes the window, saves, writes the summary. Python runs signal handlers in the main thread only
 between byte codes, so during a long XLA compilation nothing would happen; a watcher thread, woken
 through the interpreter's wake-up file descriptor, then records the state itself and ends the
-process. A second signal ends it in the same way at once, and a third in any case.
+process. A second signal ends it in the same way at once, and a third in any case. Where not even
+the record can be written in time (a disk that hangs), the process ends without it.
 """
 
 import contextlib
@@ -17,6 +18,12 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+# Seconds from a signal to the end of the process at the latest, in two parts: what the main thread
+# has for its own orderly end, and what the watcher's record may take after that. A cluster's
+# scheduler kills 30 s after SIGTERM, some 10 s after.
+GRACE_S = 8.0
+RECORD_S = 1.5
+
 
 def exit_status(signum: int) -> int:
     """The shell's exit status of a process that a signal ended: 130 for SIGINT, 143 for SIGTERM."""
@@ -27,16 +34,23 @@ class Interruption(contextlib.AbstractContextManager):
     """Listens for SIGINT and SIGTERM while it is entered; main thread only.
 
     Args:
-        on_stuck: called in the watcher thread with the signal's number when the main thread has
-            not left the `with` block `grace_s` seconds after the first signal; the process ends
-            when it returns, with the signal's status.
-        grace_s: seconds the main thread has; with `on_stuck`'s own work under 10 seconds in all.
+        on_stuck: called in a thread of its own with the signal's number when the main thread has
+            not left the `with` block `grace_s` seconds after the first signal, or at a second one;
+            the process ends when it returns, with the signal's status.
+        grace_s: seconds the main thread has.
+        record_s: seconds that `on_stuck` has; then the process ends all the same.
     """
 
-    def __init__(self, on_stuck: Callable[[int], object], grace_s: float = 8.0):
+    def __init__(
+        self,
+        on_stuck: Callable[[int], object],
+        grace_s: float = GRACE_S,
+        record_s: float = RECORD_S,
+    ):
         self.signum: int | None = None
         self._on_stuck = on_stuck
         self._grace_s = grace_s
+        self._record_s = record_s
 
     def __enter__(self) -> "Interruption":
         self._read_fd, self._write_fd = os.pipe()
@@ -70,18 +84,21 @@ class Interruption(contextlib.AbstractContextManager):
         second = self._next_signal(self._grace_s)
         if second is None:
             return
-        # Out of patience, or a second signal: what is known is recorded, and that is all. A third
-        # signal need not wait for it.
-        threading.Thread(target=self._exit_at_next_signal, daemon=True).start()
-        try:
-            self._on_stuck(first)
-        finally:
-            os._exit(exit_status(second or first))
+        # Out of patience, or a second signal: what is known is recorded, and that is all. Neither
+        # a third signal nor a disk that hangs waits for it.
+        status = exit_status(second or first)
+        recorder = threading.Thread(target=self._record, args=(first, status), daemon=True)
+        recorder.start()
+        third = self._next_signal(self._record_s)
+        if third is None:  # the main thread has ended in order after all
+            recorder.join(self._record_s)
+        os._exit(exit_status(third) if third else status)
 
-    def _exit_at_next_signal(self) -> None:
-        signum = self._next_signal(None)
-        if signum:
-            os._exit(exit_status(signum))
+    def _record(self, signum: int, status: int) -> None:
+        try:
+            self._on_stuck(signum)
+        finally:
+            os._exit(status)
 
     def _next_signal(self, timeout_s: float | None) -> int | None:
         """The next signal's number; 0 when the time is up; None once the `with` block is left."""
