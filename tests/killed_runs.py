@@ -23,6 +23,7 @@ import numpy as np
 from powercap_tree import PowercapTree
 
 from jaxenergy.records import read_run
+from jaxenergy.records.account import Account
 from jaxenergy.records.summary import label_lines
 
 NAME = "x"
@@ -152,6 +153,12 @@ def final_state(folder: Path) -> tuple[int, dict[str, bytes]]:
         state = checkpointer.restore((folder / "checkpoints" / str(update) / "state").absolute())
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return update, {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def saved_account(folder: Path, update: int) -> dict:
+    """The energy ledger in a checkpoint."""
+    progress = folder / "checkpoints" / str(update) / "progress" / "metadata"
+    return json.loads(progress.read_text())["account"]
 
 
 def committed(folder: Path) -> list[int]:
@@ -323,6 +330,10 @@ def violations(
         found.append("the final accuracies are others")
     found += _faults_of_windows(run.windows, any(death.late for death in deaths))
     found += _faults_of_account(run.windows, run.summary["energy_j"], tree)
+    for update in committed(folder):
+        account = saved_account(folder, update)
+        if account != Account(run.windows[: account["lines"]]).to_json():
+            found.append(f"the account in checkpoint {update} is not that of the lines before it")
     found += _leftovers(folder)
     return found
 
@@ -378,6 +389,8 @@ def _faults_of_account(lines: list[dict], energy: dict, tree: NotedTree) -> list
 def _is_undone(line: dict, later: list[dict]) -> bool:
     """Whether a line is of work that a later process went back behind."""
     rollbacks = [other["to_update"] for other in later if "event" in other]
+    if line.get("phase") == "eval" and not line["steady"]:  # broken off, and so made anew
+        return any(line["first_update"] >= update for update in rollbacks)
     if line.get("first_update") is not None:
         return any(line["first_update"] + line["updates"] > update for update in rollbacks)
     if line.get("phase") != "train":

@@ -251,6 +251,25 @@ def test_a_new_folder_and_its_continuation(tmp_path):
     assert names == {*kept, "windows.jsonl", "metrics.jsonl"}
 
 
+def test_the_account_is_that_of_the_lines_and_tells_when_they_are_gone(tmp_path):
+    lines = [window(0), {**window(1), "energy_j": {"gpu:0": 0.1, "dram": None}}, window(2)]
+    with choose(tmp_path, name="x").create() as folder:
+        assert folder.account() == {"lines": 0, "energy_j": {}}
+        for line in lines:
+            folder.append_window(line)
+        account = json.loads(json.dumps(folder.account()))
+        assert account == {"lines": 3, "energy_j": {"train": {"gpu:0": 3.1, "dram": None}}}
+    with choose(tmp_path, name="x").create() as folder:
+        folder.append_rollback(3)
+        assert folder.account() == {**account, "lines": 4}
+        assert folder.begins_with(account)
+        for altered in ({}, {**account, "lines": 2}, {**account, "lines": "3"}, {"lines": -1}):
+            assert not folder.begins_with(altered)
+        file = folder.path / "windows.jsonl"
+        file.write_text(file.read_text().replace("0.1", "0.2"))
+        assert not folder.begins_with(account)
+
+
 def test_the_same_environment_is_not_kept_twice(tmp_path):
     for _ in range(2):
         with choose(tmp_path, name="x").create() as folder:

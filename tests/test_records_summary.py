@@ -390,3 +390,22 @@ def test_updates_count_what_a_checkpoint_held_though_a_kill_took_the_window_s_li
     summary = summary_of(lines, [{"update": 40, "train_loss": 1.0, "validation_accuracy": 0.5}])
     assert (summary["updates"], summary["iterations"], summary["examples"]) == (40, 80, 5120)
     assert summary["final"]["validation_accuracy"] == 0.5
+
+
+def test_an_evaluation_that_was_broken_off_is_lost_once_it_is_made_anew():
+    whole, broken = (
+        {"first_update": 20, "updates": 0, "steady": steady} for steady in (True, False)
+    )
+    lines = [
+        window(0, 10, 100.0, 0.0),
+        line("eval", 3.0, 0.0, **{**whole, "first_update": 10}),
+        window(10, 10, 100.0, 0.0),
+        line("eval", 1.0, 0.0, **broken),
+    ]
+    assert summary_of(lines)["energy_j"]["by_phase"]["eval"] == 3.0 + 1.0
+    lines += [rollback(20, 1), line("eval", 5.0, 0.0, **whole, attempt=1)]
+    by_phase = summary_of(lines)["energy_j"]["by_phase"]
+    assert (by_phase["eval"], by_phase[LOST]) == (3.0 + 5.0, 1.0)
+    # The same place again: what was whole there stands.
+    by_phase = summary_of([*lines, rollback(20, 2)])["energy_j"]["by_phase"]
+    assert (by_phase["eval"], by_phase[LOST]) == (3.0 + 5.0, 1.0)

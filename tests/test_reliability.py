@@ -231,7 +231,7 @@ def test_where_a_checkpoint_is_damaged_the_one_before_it_is_taken_and_that_is_sa
     assert progress == Progress(update=2, loss_sum=2.0)
     assert_same(state, make_state(2))
     assert len(said) == 1
-    assert "checkpoint 3 cannot be read" in said[0]
+    assert "checkpoint 3 cannot be used" in said[0]
     assert "2 is taken" in said[0]
     checkpoints.save(3, make_state(3), Progress(update=3, loss_sum=2.0))  # its number is free
     checkpoints.close()
@@ -247,7 +247,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_done_to_them(tmp_path):
     for update in (1, 2):
         truncate(tmp_path / str(update))
     checkpoints = Checkpoints(tmp_path, keep=2)
-    with pytest.raises(RunError, match="none of the 2 checkpoints can be read; the newest, 2"):
+    with pytest.raises(RunError, match="none of the 2 checkpoints can be used; the newest, 2"):
         checkpoints.restore(make_state(0), print)
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
@@ -289,16 +289,84 @@ def test_states_of_every_type_have_a_checksum(tmp_path):
     assert_same(restored[0], state)
 
 
+# Many arrays, of which the first that cannot be written ends the save; then the others are let end.
+FULL_DISK = """
+import os, resource, sys
+from pathlib import Path
+import jax
+from jaxenergy.errors import RunError
+from jaxenergy.training.checkpoint import Checkpoints, Progress
+from jaxenergy.training.steps import TrainState
+
+def files():
+    return sorted(path for path in folder.rglob("*"))
+
+key, folder = jax.random.key(0), Path(sys.argv[1])
+arrays = [jax.random.normal(key, (300, 200)) for _ in range(100)]
+state = TrainState(**{field: key if field == "key" else arrays for field in TrainState._fields})
+checkpoints = Checkpoints(folder, keep=2)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+try:
+    checkpoints.save(1, state, Progress(update=1))
+    checkpoints.wait()
+except RunError as error:
+    left = files()
+    print("refused:", error)
+    checkpoints.close()
+    assert files() == left
+"""
+
+
+def test_a_save_that_fails_ends_all_that_it_began_and_nobody_prints_a_traceback(tmp_path):
+    """Orbax closes its event loop on the first failure, tensorstore's threads report to it."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("refused: a checkpoint could not be saved: ")
+    assert "File too large" in ended.stdout
+
+
+def unfinished(reference: Path, out: Path) -> Path:
+    """A run that was killed after its last checkpoint and before its summary."""
+    folder = shutil.copytree(reference, out / NAME)
+    (folder / "summary.json").unlink()
+    return folder
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_whose_lines_are_there(tmp_path, tree, reference):
+    """With lines gone, going on from a later one would lose joules that had been accounted for."""
+    folder = unfinished(reference, tmp_path)
+    older, newest = sorted(killed_runs.committed(folder))
+    lines = (folder / "windows.jsonl").read_text().splitlines(keepends=True)
+    kept = lines[: killed_runs.saved_account(folder, older)["lines"]]
+    (folder / "windows.jsonl").write_text("".join(kept))
+    output = finish(start(tmp_path, tree))
+    assert f"checkpoint {newest} cannot be used (windows.jsonl has no longer the" in output
+    assert f"going on from update {older:,}" in output
+    assert killed_runs.final_state(folder) == killed_runs.final_state(reference)
+    (aside,) = (folder / "checkpoints").glob("damaged-*")
+    shutil.rmtree(aside)
+    assert killed_runs.violations(folder, reference, [], tree) == []
+
+
+def test_a_run_whose_lines_are_gone_is_not_continued_and_keeps_its_checkpoints(
+    tmp_path, tree, reference
+):
+    folder = unfinished(reference, tmp_path)
+    (folder / "windows.jsonl").write_text("")
+    before = killed_runs.committed(folder)
+    assert_ended_plainly(finish(start(tmp_path, tree), 1), "none of the 2 checkpoints can be used")
+    assert killed_runs.committed(folder) == before
+
+
 # -------------------------------------------------------------------------------- disk and folder
 
 
 def assert_ended_plainly(output: str, *said: str) -> None:
-    """The process gave a reason in few lines, and no traceback of its own.
-
-    What tensorstore was writing when its event loop was closed, it may report by itself before.
-    """
+    """The process gave a reason in few lines, and nobody in it a traceback."""
     error = output[output.index("error: ") :]
-    assert "Traceback" not in error
+    assert "Traceback" not in output
     assert all(part in error for part in said), error
     assert len(error.splitlines()) <= 3, error
 
@@ -336,6 +404,151 @@ def test_a_folder_in_use_is_refused_read_by_anybody_and_its_end_is_noticed(tmp_p
     folder.rename(tmp_path / "gone")
     shutil.rmtree(tmp_path / "gone")
     assert_ended_plainly(finish(process, 1))
+
+
+def break_json(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text[: len(text) // 2])
+
+
+def make_newer(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "schema": 99}))
+
+
+def make_deep(folder: Path) -> None:
+    (folder / "config.json").write_text('{"id": ' + "[" * 100_000)
+
+
+def make_huge_number(folder: Path) -> None:
+    (folder / "summary.json").write_text('{"schema": 1, "status": "preempted", "updates": 1e999}')
+
+
+def make_pipe(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+def make_circle(folder: Path) -> None:
+    (folder / "summary.json").unlink()
+    (folder / "summary.json").symlink_to("summary.json")
+
+
+def hide_script(folder: Path) -> None:
+    why = {"status": "<script>alert(1)</script>\x1b[2J\u202e"}
+    summary = {"schema": 1, "status": "failed", "why": why}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+HARMS = {
+    break_json: "config.json is not strict JSON",
+    make_newer: "schema 99, newer than 1",
+    make_deep: "nested too deeply",
+    make_huge_number: "out of range",
+    make_pipe: "is no plain file",
+    make_circle: "symbolic link",
+    hide_script: "<script>alert(1)</script>\\x1b[2J\\u202e",
+}
+
+
+def test_what_cannot_be_continued_is_said_by_the_driver_and_left_as_it_is(
+    tmp_path, tree, reference
+):
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+
+    processes = {}
+    for harm in HARMS:
+        folder = shutil.copytree(reference, tmp_path / harm.__name__ / NAME)
+        harm(folder)
+        processes[harm] = contents(folder), start(folder.parent, tree)
+    for harm, (before, process) in processes.items():
+        assert_ended_plainly(finish(process, 2), HARMS[harm], "--overwrite")
+        assert contents(tmp_path / harm.__name__ / NAME) == before
+        assert [path.name for path in (tmp_path / harm.__name__).iterdir()] == [NAME]
+
+
+# ---------------------------------------------------------------------------------------- signals
+
+# An update whose tracing does not end, as a compilation that takes minutes.
+STUCK = """
+import ctypes, os
+import optax
+
+def endless(learning_rate=0.1):
+    def update(updates, state, params=None):
+        folder = os.environ.get("STUCK_IN", "")
+        if os.path.exists(folder + "/environment.json"):
+            open(folder + "/stuck", "w").close()
+            while True:
+                ctypes.CDLL(None).pause()
+        return updates, state
+    stuck = optax.GradientTransformation(lambda params: (), update)
+    return optax.chain(stuck, optax.sgd(learning_rate))
+"""
+
+
+def test_one_signal_ends_a_run_whose_main_thread_never_answers(tmp_path, tree):
+    """The watcher ends it, by its own rule: nothing else would, ever."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    flags = ("--optimizer=stuck:endless", "--updates=40")
+    out = tmp_path / "runs"
+    process = start(out, tree, *flags, env={**env, "STUCK_IN": str(out / NAME)})
+    wait_for((out / NAME / "stuck").exists, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    run = read_run(out / NAME)
+    assert run.summary is not None
+    assert run.summary["status"] == "preempted"
+    assert "while the main thread was busy" in run.summary["why"]["status"]
+    assert [line["phase"] for line in run.windows][-1] == "compile"
+    assert run.summary["energy_j"]["by_phase"]["compile"] > 0
+    finish(start(out, tree, *flags, env=env))
+    assert read_run(out / NAME).state == "completed"
+
+
+# The signal comes when the third evaluation has begun, in the main thread itself.
+STOPPED = """
+import signal
+from experiments.run import main
+from jaxenergy.training.programs import Programs
+
+whole, begun = Programs.evaluation, []
+
+def evaluation(self, *args):
+    begun.append(args)
+    if len(begun) == 3:
+        signal.raise_signal(signal.SIGTERM)
+    return whole(self, *args)
+
+Programs.evaluation = evaluation
+main()
+"""
+
+
+def test_an_evaluation_that_a_signal_broke_off_is_made_anew_and_lost(tmp_path, tree, reference):
+    flags = (f"--out={tmp_path}", f"--powercap_root={tree.root}", *killed_runs.FLAGS)
+    ended = subprocess.run([sys.executable, "-c", STOPPED, *flags], check=False, timeout=300)
+    assert ended.returncode == 143
+    death = killed_runs.look_at(tmp_path / NAME, "evaluation")
+    stopped = read_run(tmp_path / NAME).summary
+    assert stopped is not None
+    assert (stopped["status"], stopped["updates"]) == ("preempted", 3000)
+    assert "lost" not in stopped["energy_j"]["by_phase"]
+    finish(start(tmp_path, tree))
+    assert killed_runs.violations(tmp_path / NAME, reference, [death], tree) == []
+    summary = read_run(tmp_path / NAME).summary
+    assert summary is not None
+    (lost,) = (
+        line
+        for line in read_run(tmp_path / NAME).windows[: death.windows.count(b"\n")]
+        if line["phase"] == "eval" and not line["steady"]
+    )
+    assert lost["first_update"] == 3000
+    assert summary["energy_j"]["by_phase"]["lost"] == lost["energy_j"]["cpu:package-0"]
 
 
 # ---------------------------------------------------------------------------------------- sensors

@@ -7,15 +7,18 @@ replaced atomically, so a process may be killed at any moment and another may re
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxenergy.config import RESUME_MODES
 from jaxenergy.errors import RunError, UsageError, unknown_value
+from jaxenergy.records.account import Account
 from jaxenergy.records.files import (
     TEMPORARY_FILES,
     LineWriter,
@@ -192,11 +195,15 @@ class RunFolder:
             self._metrics = LineWriter(path / METRICS_FILE)
             opened.callback(self._metrics.close)
             # A corrupt line shows here, before anything is added to the file.
-            attempts = [line.get("attempt") or 0 for line in read_windows(path / WINDOWS_FILE)]
+            self._account, last_attempt = Account(), -1
+            for line in read_windows(path / WINDOWS_FILE):
+                self._account.add(line)
+                last_attempt = max(last_attempt, line.get("attempt") or 0)
             for _ in read_metrics(path / METRICS_FILE):
                 pass
             opened.pop_all()
-        self.attempt = max(attempts, default=-1) + 1
+        self._appending = threading.Lock()  # the account follows the order of the file
+        self.attempt = last_attempt + 1
         self.notes = tuple(w.note for w in (self._windows, self._metrics) if w.note)
 
     def __enter__(self) -> "RunFolder":
@@ -215,7 +222,9 @@ class RunFolder:
             RecordError: a number in it is not finite; nothing was written.
             RunError: the disk is full or the file is gone; no part of the line is left.
         """
-        self._windows.append(line)
+        with self._appending:
+            self._windows.append(line)
+            self._account.add(line)
 
     def append_rollback(self, to_update: int) -> None:
         """Records that this process goes on from a checkpoint, and so which windows are lost.
@@ -226,7 +235,24 @@ class RunFolder:
         Raises:
             RunError: as for `append_window`.
         """
-        self._windows.append({"event": ROLLBACK, "to_update": to_update, "attempt": self.attempt})
+        self.append_window({"event": ROLLBACK, "to_update": to_update, "attempt": self.attempt})
+
+    def account(self) -> dict[str, Any]:
+        """What the lines so far say of the energy, for a checkpoint: see `Account.to_json`."""
+        with self._appending:
+            return self._account.to_json()
+
+    def begins_with(self, account: Mapping[str, Any]) -> bool:
+        """Whether the lines that an earlier `account` was made of are all still there.
+
+        Args:
+            account: from this process or from one before it.
+        """
+        lines = account.get("lines")
+        if not isinstance(lines, int) or lines < 0:
+            return False
+        first = itertools.islice(read_windows(self.path / WINDOWS_FILE), lines)
+        return Account(first).to_json() == account
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`; a number that is not finite becomes null with why.

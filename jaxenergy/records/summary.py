@@ -151,8 +151,9 @@ def label_lines(windows_lines: Iterable[Line]) -> list[tuple[str, Line]]:
     """Gives each line its phase, or `lost` where a later rollback undid its updates.
 
     A line that says where in the training it was (`first_update`) and reaches beyond the update
-    that a later attempt went on from is lost; lines without a place (compiling, loading) were spent
-    in their own phase.
+    that a later attempt went on from is lost, and so is an evaluation at that very update which was
+    broken off (`steady` is false) and is made anew. Lines without a place (compiling, loading) were
+    spent in their own phase.
 
     Args:
         windows_lines: the lines of `windows.jsonl` in file order.
@@ -168,7 +169,7 @@ def label_lines(windows_lines: Iterable[Line]) -> list[tuple[str, Line]]:
         if line.get("event") == ROLLBACK:
             to_update = line["to_update"]
             for position in standing:
-                if _reaches(lines[position]) > to_update:
+                if _is_undone(lines[position], to_update):
                     labels[position] = LOST
             for position in broken_off:
                 labels[position] = LOST
@@ -188,6 +189,12 @@ def label_lines(windows_lines: Iterable[Line]) -> list[tuple[str, Line]]:
 def _reaches(line: Line) -> int:
     """The number of updates made when the line ended."""
     return line["first_update"] + (line.get("updates") or 0)
+
+
+def _is_undone(line: Line, to_update: int) -> bool:
+    """Whether what a line was spent on is done again by a training that goes on from an update."""
+    broken_off = line["phase"] == "eval" and line.get("steady") is False
+    return _reaches(line) >= to_update if broken_off else _reaches(line) > to_update
 
 
 def _count(lines: Iterable[Line], key: str) -> int:

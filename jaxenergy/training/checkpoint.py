@@ -1,16 +1,16 @@
 """Checkpoints by Orbax: the whole train state, so that a resumed run goes on bit for bit.
 
 Only what cannot be recomputed is kept. The position in the data order is part of the state, the
-orders themselves follow from the seed, and the energy account lies in the run's own files.
+orders themselves follow from the seed. Of the energy ledger, whose lines lie in the run's own
+files, it keeps what they added up to, so that no run goes on with an account that lost some.
 """
 
+import asyncio
 import contextlib
 import dataclasses
-import gc
 import json
 import logging
 import pathlib
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +25,8 @@ from jaxenergy.records.files import plain_text
 from jaxenergy.training.steps import TrainState
 
 _CHECKSUM = "crc32"  # beside the progress
+# Seconds that writes and reads which were begun beside one that failed are waited for.
+_PATIENCE_S = 5.0
 
 
 @dataclasses.dataclass
@@ -37,6 +39,8 @@ class Progress:
         validation_accuracy: what it found; None before the first.
         loss_sum: the sum of the losses of the updates since then.
         loss_updates: how many those are.
+        account: the energy ledger by then, as `RunFolder.account` gives it; empty where none is
+            kept.
     """
 
     update: int = 0
@@ -44,6 +48,7 @@ class Progress:
     validation_accuracy: float | None = None
     loss_sum: float = 0.0
     loss_updates: int = 0
+    account: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def add_loss(self, loss: float, updates: int) -> None:
         """Adds the mean loss of a call of so many updates."""
@@ -75,6 +80,8 @@ class Checkpoints:
         self._keep = keep
         self._read_only = read_only
         self._closed = False
+        self._asyncio_policy = asyncio.get_event_loop_policy()
+        asyncio.set_event_loop_policy(_PatientPolicy())
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(read_only=True)
@@ -108,25 +115,29 @@ class Checkpoints:
             )
 
     def restore(
-        self, like: TrainState, say: Callable[[str], None]
+        self,
+        like: TrainState,
+        say: Callable[[str], None],
+        fault_of: Callable[[Progress], str | None] = lambda progress: None,
     ) -> tuple[TrainState, Progress] | None:
-        """The newest checkpoint that can be read, or None where there is none.
+        """The newest checkpoint that can be gone on from, or None where there is none.
 
         Args:
             like: a state of the same structure, for shapes, dtypes and placement.
-            say: told about each checkpoint that cannot be read and is moved aside (not moved where
+            say: told about each checkpoint that is of no use and is moved aside (not moved where
                 this is read-only).
+            fault_of: why a checkpoint that can be read is of no use, or None.
 
         Returns:
             The state, and the progress whose `update` is the number of updates made.
 
         Raises:
-            RunError: there are checkpoints, and none can be read; they are left as they are.
+            RunError: there are checkpoints, and none is of use; they are left as they are.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _with_raw_key(like))
         damaged: list[tuple[int, str]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            restored = self._read(step, template)
+            restored = self._read(step, template, fault_of)
             if isinstance(restored, str):
                 damaged.append((step, restored))
                 continue
@@ -135,7 +146,7 @@ class Checkpoints:
                 kept = (
                     "" if self._read_only else f"it is kept as {self._set_aside(newer).name}, and "
                 )
-                say(f"checkpoint {newer} cannot be read ({reason}); {kept}{step} is taken")
+                say(f"checkpoint {newer} cannot be used ({reason}); {kept}{step} is taken")
             if self._read_only:
                 return restored
             # A process killed between a save and the removal of the oldest left one too many.
@@ -144,15 +155,16 @@ class Checkpoints:
             return restored
         if damaged:
             raise RunError(
-                f"none of the {len(damaged)} checkpoints can be read; the newest, "
+                f"none of the {len(damaged)} checkpoints can be used; the newest, "
                 f"{damaged[0][0]}: {damaged[0][1]}\n"
                 "They are left as they are. To start anew: --overwrite moves the folder aside."
             )
         return None
 
-    def _read(self, step: int, template: TrainState) -> tuple[TrainState, Progress] | str:
+    def _read(
+        self, step: int, template: TrainState, fault_of: Callable[[Progress], str | None]
+    ) -> tuple[TrainState, Progress] | str:
         """A checkpoint's state and progress, or why they cannot be had."""
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             restored = self._manager.restore(
                 step,
@@ -162,13 +174,11 @@ class Checkpoints:
             )
             state, progress = TrainState(*restored.state), restored.progress
             progress = _checked(state, progress)
+            if fault := fault_of(progress):
+                return fault
             return state._replace(key=jax.random.wrap_key_data(state.key)), progress
         except Exception as error:  # Orbax raises many kinds for a damaged file
-            reason = _shortly(error)
-        finally:
-            gc.collect()  # reads that Orbax gave up on, each of which the hook would print
-            sys.unraisablehook = hook
-        return reason
+            return _shortly(error)
 
     def _set_aside(self, step: int) -> pathlib.Path:
         """Renames a damaged checkpoint, so that its number is free for the redone update."""
@@ -198,6 +208,32 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
+                asyncio.set_event_loop_policy(self._asyncio_policy)
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that is closed only when what was begun in it has ended.
+
+    Where one array cannot be written or read, Orbax closes its loop at once, with those of the
+    others going on: files would appear in a folder that was given up, and each of them would report
+    to a loop that is gone, by a traceback of tensorstore's threads ("Event loop is closed").
+    """
+
+    def close(self) -> None:
+        """Waits, within bounds, for the tasks that are left; then closes."""
+        try:
+            if not self.is_closed() and (left := asyncio.all_tasks(self)):
+                self.run_until_complete(asyncio.wait(left, timeout=_PATIENCE_S))
+        finally:
+            super().close()
+
+
+class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
+    """Has Orbax, which makes a loop for each of its steps and threads, make patient ones."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        """A new loop; nobody's current one."""
+        return _PatientLoop()
 
 
 @contextlib.contextmanager
@@ -216,8 +252,10 @@ def _as_run_error() -> Iterator[None]:
         ) from error
 
 
-def _shortly(error: Exception) -> str:
+def _shortly(error: BaseException) -> str:
     """An exception of Orbax in one line; its own may fill pages, with the cause at the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error).partition("\n")[0].partition(" [")[0]
     return f"{type(error).__name__}: {plain_text(text if len(text) <= 200 else '…' + text[-200:])}"
 
@@ -239,7 +277,7 @@ def _checked(state: TrainState, saved: Mapping[str, Any]) -> Progress:
     """The progress of a restored checkpoint whose contents are what was saved."""
     remembered = {name: value for name, value in saved.items() if name != _CHECKSUM}
     progress = Progress(**remembered)
-    if saved.get(_CHECKSUM) != _checksum(state, dataclasses.asdict(progress)):
+    if saved.get(_CHECKSUM) != _checksum(state, remembered):
         raise ValueError("its contents are not those that were saved")
     return progress
 

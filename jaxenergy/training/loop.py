@@ -181,7 +181,10 @@ class Loop:
         """
         with self.ledger.phase("eval", first_update=update) as phase:
             evaluation = self.programs.evaluation(state, split, self.stop_requested)
-            phase.fence(state)
+            if evaluation is None:  # it is made anew next time, by which this one counts as lost
+                phase.cut(state, first_update=update, steady=False)
+            else:
+                phase.fence(state)
         return evaluation
 
     def _stretch(
@@ -276,6 +279,7 @@ class Loop:
 
     def _save(self, state: TrainState, update: int, progress: Progress) -> None:
         with self.ledger.phase("checkpoint"):
+            progress.account = self.folder.account()
             self.folder.sync()  # after a power cut, no checkpoint is ahead of its records
             self.checkpoints.save(update, state, progress)
         self._last_save_s = time.monotonic()

@@ -323,11 +323,19 @@ class _Session:
         if not self.folder.resumed:
             return state, Progress()
         with self.ledger.phase("checkpoint"):
-            restored = checkpoints.restore(state, self.observer.say)
+            restored = checkpoints.restore(state, self.observer.say, self._fault_of)
         state, progress = (state, Progress()) if restored is None else restored
         self.folder.append_rollback(progress.update)
         self.observer.say(f"going on from update {progress.update:,}")
         return state, progress
+
+    def _fault_of(self, progress: Progress) -> str | None:
+        """Why a checkpoint cannot be gone on from with the energy account whole, or None."""
+        if not progress.account or self.folder.begins_with(progress.account):
+            return None
+        return (
+            f"windows.jsonl has no longer the {progress.account.get('lines')} lines of its account"
+        )
 
     def _read_earlier_j(self) -> float | None:
         """The counted joules of earlier attempts at this run."""
