@@ -41,6 +41,7 @@ def run() -> int:
     from rich.console import Console
 
     from jaxenergy import runtime
+    from jaxenergy.training.interruption import end_at_signals
 
     console = Console()
     if names is not None:
@@ -52,6 +53,7 @@ def run() -> int:
             print_names(names, console)
         return 0
 
+    end_at_signals()  # there is nothing to save before the run has a folder
     runtime_facts = runtime.prepare()
 
     from jaxenergy.report.terminal import print_summary

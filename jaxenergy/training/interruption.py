@@ -30,6 +30,16 @@ def exit_status(signum: int) -> int:
     return 128 + signum
 
 
+def end_at_signals() -> None:
+    """Has SIGINT and SIGTERM end the process at once and without a word, until told otherwise.
+
+    For a driver that has nothing to save yet: an exception amid the import of an extension comes
+    out as any other. What comes later, an `Interruption` or the end, takes the place of this.
+    """
+    for signum in _SIGNALS:
+        signal.signal(signum, lambda signum, frame: os._exit(exit_status(signum)))
+
+
 class Interruption(contextlib.AbstractContextManager):
     """Listens for SIGINT and SIGTERM while it is entered; main thread only.
 

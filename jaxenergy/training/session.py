@@ -359,6 +359,10 @@ class _Session:
         """In the watcher thread: the main thread did not answer a signal in time."""
         self.ledger.abandon()
         self._write_summary("preempted", f"signal {signum} came while the main thread was busy")
+        self.observer.say(
+            f"ended by signal {signum} amid a compilation or the like; the same command goes on "
+            "from the last checkpoint"
+        )
 
     def _write_summary(self, status: str, why: str | None) -> dict[str, Any]:
         """Writes `summary.json`; only the first call does, so two threads cannot both."""
