@@ -45,6 +45,9 @@ FLAGS = (
 # A line whose energy the counter has not told yet is not written yet; with a fast counter that
 # is a matter of milliseconds.
 SETTLING_S = 0.3
+# A counter that shows one value for a second has stopped, for all that a run can know. Here it has
+# where the machine was too busy to write the next one; then null is the right answer.
+_STANDING_NS = 900_000_000
 # Between an edge's time and the reading of the counter a process may have to wait for a processor.
 _READING_NS = 50_000_000
 
@@ -103,6 +106,16 @@ class NotedTree(PowercapTree):
     def least_j(self, time_ns: int) -> float:
         """The least that the counter may have said at a time."""
         return self._energy_j[bisect.bisect_right(self._after_ns, time_ns) - 1]
+
+    def stood_still(self, begin_ns: int, end_ns: int) -> bool:
+        """Whether it had one value so long, between two times, that it seemed to have stopped."""
+        first = max(0, bisect.bisect_right(self._after_ns, begin_ns) - 1)
+        last = bisect.bisect_left(self._before_ns, end_ns)
+        changes = itertools.pairwise(zip(self._after_ns, self._before_ns, strict=False))
+        return any(
+            later[1] - earlier[0] >= _STANDING_NS
+            for earlier, later in itertools.islice(changes, first, last)
+        )
 
     def most_j(self, time_ns: int) -> float:
         """The most that the counter may have said at a time."""
@@ -366,8 +379,12 @@ def _faults_of_account(lines: list[dict], energy: dict, tree: NotedTree) -> list
     windows = [line for line in lines if "phase" in line]
     for attempt in sorted({line["attempt"] for line in windows}):
         own = [line for line in windows if line["attempt"] == attempt]
-        joules = math.fsum(line["energy_j"]["cpu:package-0"] for line in own)
+        joules = _sum_j(own)
         begin_ns, end_ns = own[0]["start_ns"], own[-1]["end_ns"]
+        if joules is None:
+            if not tree.stood_still(begin_ns, end_ns):
+                found.append(f"attempt {attempt}: null, though the counter never stood still")
+            continue
         least = tree.least_j(end_ns) - tree.most_j(begin_ns + _READING_NS)
         most = tree.most_j(end_ns + _READING_NS) - tree.least_j(begin_ns)
         if not least <= joules <= most:
@@ -380,10 +397,26 @@ def _faults_of_account(lines: list[dict], energy: dict, tree: NotedTree) -> list
         ("metered", windows, energy["metered"]),
         ("by_domain", windows, energy["by_domain"]["cpu:package-0"]),
     ):
-        added = math.fsum(line["energy_j"]["cpu:package-0"] for line in joules)
-        if not math.isclose(added, told, rel_tol=1e-9, abs_tol=1e-9):
+        added = _sum_j(joules)
+        if added is None or told is None:
+            same = added is told
+        else:
+            same = math.isclose(added, told, rel_tol=1e-9, abs_tol=1e-9)
+        if not same:
             found.append(f"{name} is {told} J in the summary, and {added} J by the lines")
     return found
+
+
+def _sum_j(lines: list[dict]) -> float | None:
+    joules = [line["energy_j"]["cpu:package-0"] for line in lines]
+    return None if None in joules else math.fsum(joules)
+
+
+def standing_attempts(folder: Path) -> int:
+    """In how many processes the counter stood still, so that less could be compared."""
+    lines = [line for line in read_run(folder).windows if "phase" in line]
+    attempts = {line["attempt"] for line in lines}
+    return sum(_sum_j([li for li in lines if li["attempt"] == a]) is None for a in attempts)
 
 
 def _is_undone(line: dict, later: list[dict]) -> bool:
