@@ -45,9 +45,11 @@ FLAGS = (
 # A line whose energy the counter has not told yet is not written yet; with a fast counter that
 # is a matter of milliseconds.
 SETTLING_S = 0.3
-# A counter that shows one value for a second has stopped, for all that a run can know. Here it has
-# where the machine was too busy to write the next one; then null is the right answer.
-_STANDING_NS = 900_000_000
+# A counter that stands for a second, or jumps by more than its power explains, is out of order for
+# all that a run can know, and null is the right answer. Here it does so where the machine was too
+# busy to write it in time: every millisecond or two.
+_LATE_NS = 5_000_000
+_SEEN_LATE_NS = 1_000_000_000
 # Between an edge's time and the reading of the counter a process may have to wait for a processor.
 _READING_NS = 50_000_000
 
@@ -107,13 +109,13 @@ class NotedTree(PowercapTree):
         """The least that the counter may have said at a time."""
         return self._energy_j[bisect.bisect_right(self._after_ns, time_ns) - 1]
 
-    def stood_still(self, begin_ns: int, end_ns: int) -> bool:
-        """Whether it had one value so long, between two times, that it seemed to have stopped."""
+    def was_late(self, begin_ns: int, end_ns: int) -> bool:
+        """Whether a value that was due between two times was written late."""
         first = max(0, bisect.bisect_right(self._after_ns, begin_ns) - 1)
         last = bisect.bisect_left(self._before_ns, end_ns)
         changes = itertools.pairwise(zip(self._after_ns, self._before_ns, strict=False))
         return any(
-            later[1] - earlier[0] >= _STANDING_NS
+            later[1] - earlier[0] >= _LATE_NS
             for earlier, later in itertools.islice(changes, first, last)
         )
 
@@ -382,8 +384,12 @@ def _faults_of_account(lines: list[dict], energy: dict, tree: NotedTree) -> list
         joules = _sum_j(own)
         begin_ns, end_ns = own[0]["start_ns"], own[-1]["end_ns"]
         if joules is None:
-            if not tree.stood_still(begin_ns, end_ns):
-                found.append(f"attempt {attempt}: null, though the counter never stood still")
+            found += [
+                f"attempt {attempt}: null without a cause: {line['why']}"
+                for line in own
+                if line["energy_j"]["cpu:package-0"] is None
+                and not tree.was_late(line["start_ns"] - _SEEN_LATE_NS, line["end_ns"])
+            ]
             continue
         least = tree.least_j(end_ns) - tree.most_j(begin_ns + _READING_NS)
         most = tree.most_j(end_ns + _READING_NS) - tree.least_j(begin_ns)
@@ -412,8 +418,8 @@ def _sum_j(lines: list[dict]) -> float | None:
     return None if None in joules else math.fsum(joules)
 
 
-def standing_attempts(folder: Path) -> int:
-    """In how many processes the counter stood still, so that less could be compared."""
+def null_attempts(folder: Path) -> int:
+    """In how many processes a line is null since the counter was late, so that less is compared."""
     lines = [line for line in read_run(folder).windows if "phase" in line]
     attempts = {line["attempt"] for line in lines}
     return sum(_sum_j([li for li in lines if li["attempt"] == a]) is None for a in attempts)
