@@ -198,8 +198,10 @@ def crossover(blocks: Sequence[tuple[Observation, Observation]]) -> Crossover:
 
 
 def _difference(first: Observation, second: Observation) -> Observation:
-    known = first.fixed is not None and second.fixed is not None
-    return Observation(first.update - second.update, first.fixed - second.fixed if known else None)
+    fixed = None
+    if first.fixed is not None and second.fixed is not None:
+        fixed = first.fixed - second.fixed
+    return Observation(first.update - second.update, fixed)
 
 
 def _sign(value: float, error: float, freedom: int) -> str | None:

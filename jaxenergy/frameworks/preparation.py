@@ -5,7 +5,9 @@ comparison's decision.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from jaxenergy import data, runtime
 from jaxenergy.config import RunConfig
 from jaxenergy.data.pipeline import epoch_orders
 from jaxenergy.errors import UsageError
-from jaxenergy.frameworks import FRAMEWORKS
+from jaxenergy.frameworks import FRAMEWORKS, Framework
 from jaxenergy.frameworks.inputs import EPOCHS, Inputs
 from jaxenergy.frameworks.request import Request
 from jaxenergy.meters import Device, open_meters
@@ -39,9 +41,7 @@ def prepare(request: Request) -> dict[str, Any]:
     runtime.prepare()
     config = RunConfig.from_json(request.config)
     chosen = {name: FRAMEWORKS[name] for name in request.framework.split(",")}
-    has_torch = any(entry.package == "torch" for entry in chosen.values())
-    if has_torch:
-        from jaxenergy import torch_twin  # says how to install PyTorch where it is missing
+    torch_twin = _import_torch_twin() if _has_torch(chosen.values()) else None
     device = _one_device()
     for name, entry in chosen.items():
         if entry.needs_gpu and device.platform != "gpu":
@@ -59,7 +59,7 @@ def prepare(request: Request) -> dict[str, Any]:
     if state.batch_stats:
         variables["batch_stats"] = state.batch_stats
     parity = None
-    if has_torch:
+    if torch_twin is not None:
         # Of PyTorch's modes, eager is what decides: compiled ones are held to the same losses in
         # the processes themselves, and compiling for float64 too would take longer than all else.
         where = "cuda" if device.platform == "gpu" else "cpu"
@@ -77,6 +77,17 @@ def prepare(request: Request) -> dict[str, Any]:
     given = Inputs(facts, np.asarray(orders), jax.tree.map(np.asarray, variables))
     given.write(Path(request.inputs))
     return facts
+
+
+def _has_torch(chosen: Iterable[Framework]) -> bool:
+    return any(framework.package == "torch" for framework in chosen)
+
+
+def _import_torch_twin() -> ModuleType:
+    """The twin, whose import says how to install PyTorch where it is missing."""
+    from jaxenergy import torch_twin
+
+    return torch_twin
 
 
 def _one_device() -> jax.Device:
