@@ -20,7 +20,6 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
@@ -31,20 +30,19 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-MpiDefault=none
-SwitchType=switch/none
 SchedulerType=sched/builtin
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
 ReturnToService=2
 KillWait=30
 MinJobAge=10
 CompleteWait=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes={host} Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes={host} PriorityTier=10 MaxTime=INFINITE State=UP
 """
 
 
@@ -104,7 +102,9 @@ class SingleNodeSlurm:
             self._wait_for((self.folder / "munge.socket").exists)
             self._start("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
             self._start("slurmd", "-D", "-f", str(self.folder / "slurm.conf"))
-            self._wait_for(lambda: self.ask("sinfo", "--noheader", "--format=%T") == "idle")
+            self._wait_for(
+                lambda: self.ask("sinfo", "--noheader", "--partition=all", "--format=%T") == "idle"
+            )
         except BaseException:
             self.__exit__()
             raise

@@ -616,6 +616,9 @@ def test_two_sweeps_at_once_take_turns_and_share_their_runs(tmp_path):
 
 # ---------------------------------------------------------------------------------------- Slurm
 
+QUEUE = ("squeue", "--noheader", "--array", "--format=%F_%K %T")
+HOLDS_THE_NODE = ("--output=/dev/null", "--wrap=sleep 600")
+
 needs_slurm = pytest.mark.skipif(
     single_node_slurm.why_not() != "", reason=single_node_slurm.why_not() or "-"
 )
@@ -671,12 +674,12 @@ def test_a_job_array_runs_the_sweep_and_leaves_what_can_be_read(slurm, tmp_path)
 
 @pytest.mark.slow
 @needs_slurm
-def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
+def test_a_task_that_is_preempted_goes_on_with_its_run(slurm, tmp_path):
     flags = [*ENDLESS, "--launcher=slurm", "--nowatch"]
     run_sweep(tmp_path, *flags, env=slurm.environment)
 
     def jobs(state):
-        asked = slurm.ask("squeue", "--noheader", "--array", "--format=%F_%K %T")
+        asked = slurm.ask(*QUEUE)
         return [line.split()[0] for line in asked.splitlines() if line.endswith(state)]
 
     slurm.wait_for(lambda: evaluations(tmp_path) >= 1)
@@ -685,7 +688,8 @@ def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
     assert "in the queue already" in printed
     assert states(again) == {"running": 1, "waiting": 1}
 
-    slurm.ask("scontrol", "requeue", running)  # as preemption does
+    urgent = slurm.ask("sbatch", "--parsable", "--partition=urgent", "--exclusive", *HOLDS_THE_NODE)
+    slurm.wait_for(lambda: f"{running} PENDING" in slurm.ask(*QUEUE))  # it was thrown out
     (path,) = (tmp_path / "runs").glob("*/config.json")
 
     def saved():
@@ -695,6 +699,9 @@ def test_a_task_that_is_requeued_goes_on_with_its_run(slurm, tmp_path):
     slurm.wait_for(saved)
     updates = (read_run(path.parent).summary or {})["updates"]
     assert updates > 0
+    (log,) = (tmp_path / "runs" / "sweeps").glob(f"*/logs/task-{running.partition('_')[2]}.log")
+    assert "PREEMPTION" in log.read_text()
+    slurm.ask("scancel", urgent)
     slurm.wait_for(
         lambda: jobs("RUNNING") and running not in jobs("RUNNING")
     )  # now the other one runs
