@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import single_node_slurm
 from absl import flags as absl_flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import experiments.run  # noqa: F401  # defines the flags of a run
 from experiments.flags import run_config
@@ -25,6 +27,7 @@ from jaxenergy import sweeps
 from jaxenergy.config import RunConfig
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.records import Run, read_run
+from jaxenergy.report.sweep import SweepView
 from jaxenergy.sweeps import Conditions
 from jaxenergy.sweeps.device_lock import DeviceLocks, Stopped
 from jaxenergy.sweeps.grid import read_axes, read_seeds
@@ -32,6 +35,7 @@ from jaxenergy.sweeps.prediction import Predictor
 from jaxenergy.sweeps.results import Ground
 from jaxenergy.sweeps.slurm import write_job
 from jaxenergy.sweeps.survey import Size
+from jaxenergy.units import format_si
 
 TINY = RunConfig(model="mlp", depth=1, width=16, updates=20, idle_seconds=0.0, meters="estimate")
 
@@ -472,6 +476,54 @@ def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
     assert "6 runs, 4 to be done: " in ended.stdout
     assert "2 finished runs of the same" in ended.stdout
     assert "learning_rate" in ended.stdout
+
+
+def test_the_live_table_has_joules_and_the_time_left_and_fits_its_screen(swept):
+    folder, record, _ = swept
+    configs = [
+        dataclasses.replace(TINY, updates=10, learning_rate=rate, seed=seed)
+        for rate in [0.1, *(1 + number / 10 for number in range(40))]
+        for seed in (0, 1)
+    ]
+    planned = sweeps.plan(configs)
+    ground = Ground(folder / "runs", {})
+    cells = [ground.locate(cell) for cell in planned.cells]
+    running = next(i for i, cell in enumerate(cells) if cell.cell.config.learning_rate == 2.0)
+    cells[running] = dataclasses.replace(cells[running], state="running")
+    result = sweeps.SweepResult(planned, tuple(cells), folder)
+    assert result.count("completed") == 2
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=100, height=20, color_system=None)
+    with SweepView(console) as view:
+        view.show(
+            sweeps.Progress(
+                result=result,
+                begun_s=time.monotonic(),
+                update=4,
+                total_updates=10,
+                energy_j=12.3,
+                provenance="estimated",
+                left_s=130.0,
+                unknown=3,
+            )
+        )
+        frame = written.getvalue()
+        assert len(frame.splitlines()) <= 20
+        assert "2 of 82 runs completed, 79 waiting; 2 min 10 s left and 3 runs not known" in frame
+        assert "learning_rate=2.0" in frame
+        assert "update 4/10  12.3 J estimated" in frame
+        assert "│ 2.0 " in frame
+        view.finish(result)
+    whole = written.getvalue()[len(frame) :]
+    assert "ESTIMATED" in whole
+    for config in configs:
+        assert f"│ {config.learning_rate} " in whole
+    energies = [
+        (read_run(folder / "runs" / cell["run"]).summary or {})["energy_j"]["total"]
+        for cell in record["cells"]
+        if cell["state"] == "completed"
+    ]
+    assert format_si(sum(energies) / 2, "J") in whole
 
 
 ENDLESS = ["--updates=100000000", "--eval_every=2000", "--seeds=2"]
