@@ -323,6 +323,10 @@ class Stage:
         for sentence in result.get("says", ()):
             print(f"    {sentence}", flush=True)
 
+    def result(self, name: str) -> Mapping[str, Any] | None:
+        """What a finished check found; None where it is not finished."""
+        return self._record["checks"].get(name)
+
     def _save(self) -> None:
         write_json_atomic(self._path, self._record)
 

@@ -19,9 +19,10 @@ from jaxenergy.errors import UsageError, unknown_value
 
 # Raised when the same flags would mean another computation or another way of measuring: results
 # of different protocols have different ids and are never mixed.
-PROTOCOL = 1
+PROTOCOL = 2
 
 PRECISIONS = ("float32", "bfloat16")
+FORMS = ("auto", "plain")
 RESUME_MODES = ("auto", "never", "require")
 
 
@@ -77,6 +78,10 @@ class RunConfig:
     )
     trainable: str = _setting("all", "Layers to train: all, head, or last:K for the last K.")
     precision: str = _setting("float32", f"Compute precision: {' or '.join(PRECISIONS)}.")
+    forms: str = _setting(
+        "auto",
+        "auto: forms other than plain Flax where they are faster; plain: none of them.",
+    )
     seed: int = _setting(0, "Seed of initial parameters, order and augmentation.")
     dataset: str = _setting("digits", "Data set; --list=datasets prints them.")
     data_dir: str | None = _setting(
@@ -264,7 +269,11 @@ def _check_ranges(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and not holds(value):
             raise UsageError(f"--{name}={value} is out of range.\nAllowed: {words}.")
-    for name, allowed in (("precision", PRECISIONS), ("resume", RESUME_MODES)):
+    for name, allowed in (
+        ("precision", PRECISIONS),
+        ("forms", FORMS),
+        ("resume", RESUME_MODES),
+    ):
         if getattr(config, name) not in allowed:
             raise unknown_value(f"--{name}", getattr(config, name), allowed)
     parse_interval(config.checkpoint_every)

@@ -51,13 +51,13 @@ def test_an_unknown_stage_is_refused_with_the_nearest():
     refused = gpu_sh("instrumnet")
     assert refused.returncode == 2
     assert "STAGE=instrumnet is unknown. Did you mean instrument?" in refused.stderr
-    assert "instrument run tests measure frameworks all" in refused.stderr
+    assert "instrument run tests measure zoo frameworks all" in refused.stderr
 
 
 def test_without_a_stage_it_says_how_it_is_used():
     refused = gpu_sh()
     assert refused.returncode == 2
-    for stage in ("instrument", "run", "tests", "measure", "frameworks", "all"):
+    for stage in ("instrument", "run", "tests", "measure", "zoo", "frameworks", "all"):
         assert f" {stage} " in refused.stderr
 
 
@@ -198,6 +198,33 @@ def test_frameworks_are_compared_by_the_joules_of_the_card(tmp_path):
     text = (folder / "frameworks-mlp.json").read_text()
     for private in (os.uname().nodename, str(BENCHMARKS.parent)):
         assert f'"{private}' not in text
+
+
+# --- the zoo stage over a simulated card ----------------------------------------------------------
+
+
+def test_the_zoo_tells_joules_time_and_share_of_the_peak(tmp_path):
+    library = simulated_nvml.build(tmp_path)
+    Cards(tmp_path / "state", [Card(name="NVIDIA H200", power_w=POWER_W)]).write()
+    done = gpu_sh(
+        "zoo",
+        "--budget=smoke",
+        "--only=peak_float32,mlp_float32",
+        f"--results={tmp_path / 'results'}",
+        env=simulated_nvml.environment(library, tmp_path / "state"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "results" / "nvidia-h200" / "zoo.json").read_text())
+    peak, found = (record["checks"][name] for name in ("peak_float32", "mlp_float32"))
+    result = found["frameworks"]["jax"]
+    # One hidden layer of 8 units over 3072 numbers: 2 FLOPs a weight, forward, three times over.
+    assert found["flops_per_update"] == 3 * 16 * 2 * (3072 * 8 + 8 * 10)
+    assert result["j_per_update"] == pytest.approx(POWER_W * result["seconds_per_update"], rel=0.5)
+    assert result["mfu"] == pytest.approx(result["flop_per_s"] / peak["flop_per_s"], rel=1e-4)
+    if "torch_eager" in found["frameworks"]:
+        assert found["torch_time_over_jax_time"]["value"] > 0
+    else:
+        assert "PyTorch" in found["why"]["torch_eager"]
 
 
 # --- the results file -----------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_round_trip(config):
 
 def test_id_changes_with_every_identity_setting_and_with_no_other():
     other = {bool: True, int: 2, float: 0.25, str: "500"}
-    allowed = {"precision": "bfloat16", "resume": "never"}
+    allowed = {"precision": "bfloat16", "forms": "plain", "resume": "never"}
     default = RunConfig()
     for field in dataclasses.fields(RunConfig):
         value = allowed.get(field.name, other[field_type(field.name)])

@@ -31,6 +31,7 @@ WRONG = {
     "eval_every": [("0", "1 or more"), ("often", "whole number")],
     "target_accuracy": [("0", "more than 0"), ("97", "at most 1")],
     "precision": [("float23", "float32")],
+    "forms": [("plian", "plain")],
     "seed": [("-1", "0 to"), ("4294967296", "0 to"), ("x", "whole number")],
     "dataset": [("cifar", "cifar10"), ("synthetic:8x8,clases=10", "classes")],
     "data_dir": [("no/such/folder", "no/such/folder")],

@@ -7,7 +7,7 @@ pure: object-graph work at each update would be charged to the optimizer.
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.models import (
     cnn,
     convnext,
+    forms,
     lstm,
     mixer,
     mlp,
@@ -68,6 +69,7 @@ class Model:
         dot_only: whether there is no convolution inside.
         recurrent: whether it loops over time inside.
         module: the Flax module.
+        forms: names of the forms (`models.forms`) that its layers may take.
     """
 
     family: str
@@ -81,6 +83,7 @@ class Model:
     dot_only: bool
     recurrent: bool
     module: nn.Module
+    forms: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Fresh variables; to be called under jit.
@@ -110,13 +113,29 @@ class Model:
             (those given, at evaluation; empty, where there are none).
         """
         rngs = {} if key is None else {"dropout": key}
-        if train and "batch_stats" in variables:
-            logits, updated = self.module.apply(
-                variables, inputs, train=True, rngs=rngs, mutable=["batch_stats"]
+        with forms.choose(self.forms):
+            if train and "batch_stats" in variables:
+                logits, updated = self.module.apply(
+                    variables, inputs, train=True, rngs=rngs, mutable=["batch_stats"]
+                )
+                return logits, updated["batch_stats"]
+            logits = self.module.apply(variables, inputs, train=train, rngs=rngs)
+            return logits, variables.get("batch_stats", {})
+
+    def forms_taken(self, batch_size: int) -> tuple[str, ...]:
+        """The forms that its layers take in training on such batches; nothing is computed."""
+        if not self.forms:
+            return ()
+        dtype = jnp.int32 if MODELS[self.family].inputs == "tokens" else jnp.float32
+        inputs = jax.ShapeDtypeStruct((batch_size, *self.input_shape), dtype)
+        with forms.choose(()) as taken:
+            jax.eval_shape(
+                lambda variables, inputs, key: self.apply(variables, inputs, train=True, key=key),
+                jax.eval_shape(self.init, jax.random.key(0)),
+                inputs,
+                jax.random.key(0),
             )
-            return logits, updated["batch_stats"]
-        logits = self.module.apply(variables, inputs, train=train, rngs=rngs)
-        return logits, variables.get("batch_stats", {})
+        return tuple(sorted(taken))
 
 
 def build(
@@ -128,6 +147,7 @@ def build(
     width: int | None = None,
     activation: str | None = None,
     precision: str = "float32",
+    forms: Collection[str] = (),
     **options: Any,
 ) -> Model:
     """Builds a network by name.
@@ -141,6 +161,8 @@ def build(
         width: as the family counts it; None for its default.
         activation: one of `ACTIVATIONS`; None for the family's default.
         precision: `float32`, or `bfloat16` for computing in it with float32 parameters.
+        forms: names of forms that layers may take where they suit (`forms.forms_of(platform)`);
+            none of them for plain Flax.
         **options: the family's further options (`MODELS[family].options`), as text or typed.
 
     Returns:
@@ -203,4 +225,5 @@ def build(
         dot_only=entry.dot_only,
         recurrent=entry.recurrent,
         module=module,
+        forms=tuple(forms),
     )

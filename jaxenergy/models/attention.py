@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxenergy.activations import Activation
 from jaxenergy.arguments import COUNT, Argument
 from jaxenergy.errors import UsageError
+from jaxenergy.models import forms
 from jaxenergy.models.layers import FeedForward, dense, drop_path, normalise
 
 HEADS = Argument(int, None, COUNT, optional=True)
@@ -45,6 +46,8 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) ->
     JAX's own takes its softmax in float32 whatever the dtype. In float64, in which programs are
     held against each other and nothing is timed, it is written out.
     """
+    if causal and query.dtype == jnp.float32 and forms.attends_by_blocks(query.shape):
+        return forms.causal_attention(query, key, value)
     if query.dtype != jnp.float64:
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal)
     scores = jnp.einsum("btnh,bsnh->bnts", query, key) / math.sqrt(query.shape[-1])

@@ -43,8 +43,9 @@ class CNN(nn.Module):
             for _ in range(convolutions):
                 use_bias = self.norm == "none"
                 x = conv(self.width << stage, 3, self.dtype, gain=gain, use_bias=use_bias)(x)
-                x = normalise(x, self.norm, train=train, dtype=self.dtype)
-                x = self.activation(x)
+                x = normalise(
+                    x, self.norm, train=train, dtype=self.dtype, activation=self.activation
+                )
                 gain = self.activation.gain
             if min(x.shape[1:3]) >= 2:  # an 8 x 8 image ends at 1 x 1 after three stages
                 x = pool_2x2(x, self.pool)
@@ -80,5 +81,6 @@ FAMILY = Family(
         "pool": Argument(str, "max", choices=("max", "mean")),
         "dropout": DROPOUT,
     },
+    ynn_elementwise=True,
     presets=(cnn_6x32, cnn_9x64),
 )

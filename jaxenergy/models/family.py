@@ -131,6 +131,8 @@ class Family:
         dot_only: whether there is no convolution inside, so that many updates may be rolled into
             one loop on the CPU.
         recurrent: whether it loops over time inside, which XLA counts once.
+        ynn_elementwise: whether its elementwise operations are better left to YNNPACK on the CPU
+            (`runtime.elementwise_options`): norms and activations between 3 x 3 convolutions are.
     """
 
     module: type[nn.Module]
@@ -145,3 +147,4 @@ class Family:
     presets: tuple[Callable[[], Preset], ...] = ()
     dot_only: bool = False
     recurrent: bool = False
+    ynn_elementwise: bool = False

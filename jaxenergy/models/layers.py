@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxenergy.activations import Activation
+from jaxenergy.models import forms
 
 NORMS = ("batch", "layer", "group", "none")
 
 # Channels per group of group normalisation: the best of Wu & He 2018, arXiv 1803.08494, table 3.
 _CHANNELS_PER_GROUP = 16
+_MOMENTUM = 0.9  # of the running statistics of batch normalisation
 
 
 def scaled_init(gain: float) -> Callable[..., jax.Array]:
@@ -56,14 +58,26 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=scaled_init(gain),
+        conv_general_dilated=forms.convolve,
         name=name,
     )
 
 
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
 def normalise(
-    x: jax.Array, kind: str, *, train: bool, dtype: Any, scale_init: Any = nn.initializers.ones
+    x: jax.Array,
+    kind: str,
+    *,
+    train: bool,
+    dtype: Any,
+    scale_init: Any = nn.initializers.ones,
+    added: jax.Array | None = None,
+    activation: Callable[[jax.Array], jax.Array] = _identity,
 ) -> jax.Array:
-    """Normalises inside a compact module.
+    """Normalises inside a compact module, adds, activates.
 
     Args:
         x: activations [..., channels].
@@ -71,22 +85,27 @@ def normalise(
         train: whether batch normalisation uses and updates the batch's statistics.
         dtype: the dtype of the result; statistics are float32.
         scale_init: initializer of the scale.
+        added: what is added to the normalised x, like x; None for nothing.
+        activation: what is applied to the sum.
 
     Returns:
         An array like x.
     """
+    if kind == "batch" and train and forms.takes("batch_norm"):
+        norm = forms.BatchNorm(momentum=_MOMENTUM, dtype=dtype, scale_init=scale_init)
+        return norm(x, added, activation)
     if kind == "batch":
-        return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, dtype=dtype, scale_init=scale_init
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=_MOMENTUM, dtype=dtype, scale_init=scale_init
         )(x)
-    if kind == "layer":
-        return nn.LayerNorm(dtype=dtype, scale_init=scale_init)(x)
-    if kind == "group":
+    elif kind == "layer":
+        x = nn.LayerNorm(dtype=dtype, scale_init=scale_init)(x)
+    elif kind == "group":
         group_size = math.gcd(x.shape[-1], _CHANNELS_PER_GROUP)
-        return nn.GroupNorm(
+        x = nn.GroupNorm(
             num_groups=None, group_size=group_size, dtype=dtype, scale_init=scale_init
         )(x)
-    return x
+    return activation(x if added is None else added + x)
 
 
 def pool_2x2(x: jax.Array, kind: str) -> jax.Array:

@@ -32,8 +32,7 @@ class MLP(nn.Module):
         gain = 1.0
         for _ in range(self.depth):
             x = dense(self.width, self.dtype, gain, use_bias=self.norm == "none")(x)
-            x = normalise(x, self.norm, train=train, dtype=self.dtype)
-            x = self.activation(x)
+            x = normalise(x, self.norm, train=train, dtype=self.dtype, activation=self.activation)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             gain = self.activation.gain
         return classify(x, self.classes, self.dtype)

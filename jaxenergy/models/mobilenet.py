@@ -39,7 +39,9 @@ class MobileNet(nn.Module):
         def convolve(x: jax.Array, features: int, size: int, **arguments: Any) -> jax.Array:
             use_bias = self.norm == "none"
             x = conv(features, size, self.dtype, use_bias=use_bias, **arguments)(x)
-            return self.activation(normalise(x, self.norm, train=train, dtype=self.dtype))
+            return normalise(
+                x, self.norm, train=train, dtype=self.dtype, activation=self.activation
+            )
 
         gain = self.activation.gain
         x = convolve(inputs.astype(self.dtype), self.width, 3)

@@ -74,8 +74,10 @@ class ResidualBlock(nn.Module):
         def project(y: jax.Array) -> jax.Array:
             return convolve(y, convolutions[last][0], 1, self.strides, 1.0, "shortcut")
 
-        def norm(y: jax.Array, scale_init: Any = ones) -> jax.Array:
-            return normalise(y, self.norm, train=train, dtype=self.dtype, scale_init=scale_init)
+        def norm(y: jax.Array, scale_init: Any = ones, **then: Any) -> jax.Array:
+            return normalise(
+                y, self.norm, train=train, dtype=self.dtype, scale_init=scale_init, **then
+            )
 
         shortcut = y = x
         gain = self.activation.gain
@@ -85,12 +87,14 @@ class ResidualBlock(nn.Module):
             for index, (features, size, strides) in enumerate(convolutions):
                 zero_here = index == last and self.norm == "none"
                 y = convolve(y, features, size, strides, 0.0 if zero_here else gain)
-                y = norm(y, zeros if index == last else ones)
                 if index != last:
-                    y = self.activation(y)
-            return self.activation(shortcut + drop_path(self, y, self.stochastic_depth, train))
+                    y = norm(y, activation=self.activation)
+                elif self.stochastic_depth == 0.0:
+                    return norm(y, zeros, added=shortcut, activation=self.activation)
+            y = drop_path(self, norm(y, zeros), self.stochastic_depth, train)
+            return self.activation(shortcut + y)
         for index, (features, size, strides) in enumerate(convolutions):
-            y = self.activation(norm(y))
+            y = norm(y, activation=self.activation)
             if index == 0 and changes_shape:
                 shortcut = project(y)
             if index == last:
@@ -120,7 +124,7 @@ class ResNet(nn.Module):
         rates = drop_path_rates(self.stochastic_depth, STAGES * blocks)
         x = conv(self.width, 3, self.dtype, use_bias=self.norm == "none")(inputs.astype(self.dtype))
         if self.version == "v1":
-            x = self.activation(normalise(x, self.norm, train=train, dtype=self.dtype))
+            x = normalise(x, self.norm, train=train, dtype=self.dtype, activation=self.activation)
         for stage in range(STAGES):
             for block in range(blocks):
                 x = ResidualBlock(
@@ -134,7 +138,7 @@ class ResNet(nn.Module):
                     rates[stage * blocks + block],
                 )(x, train)
         if self.version == "v2":
-            x = self.activation(normalise(x, self.norm, train=train, dtype=self.dtype))
+            x = normalise(x, self.norm, train=train, dtype=self.dtype, activation=self.activation)
         return classify(x.mean((1, 2)), self.classes, self.dtype)
 
 
@@ -188,5 +192,6 @@ FAMILY = Family(
         "block": Argument(str, "basic", choices=("basic", "bottleneck")),
         "stochastic_depth": STOCHASTIC_DEPTH,
     },
+    ynn_elementwise=True,
     presets=(resnet8, resnet20, resnet56, resnet164),
 )

@@ -57,7 +57,7 @@ class WideResNet(nn.Module):
                 stochastic_depth=rate,
                 dropout=self.dropout,
             )(x, train)
-        x = self.activation(normalise(x, self.norm, train=train, dtype=self.dtype))
+        x = normalise(x, self.norm, train=train, dtype=self.dtype, activation=self.activation)
         return classify(x.mean((1, 2)), self.classes, self.dtype)
 
 
@@ -88,5 +88,6 @@ FAMILY = Family(
         "dropout": DROPOUT,
         "stochastic_depth": STOCHASTIC_DEPTH,
     },
+    ynn_elementwise=True,
     presets=(wrn_16_4, wrn_28_10),
 )

@@ -16,6 +16,7 @@ from jaxenergy.arguments import split_arguments
 from jaxenergy.config import RunConfig
 from jaxenergy.data import Dataset
 from jaxenergy.errors import UsageError
+from jaxenergy.models.forms import forms_of
 from jaxenergy.training.initial import Initial, check_trainable, frozen_entries
 from jaxenergy.training.steps import Program, make_init
 
@@ -45,6 +46,7 @@ class Plan:
         parameters: the number of the network's parameters.
         trained_parameters: how many of them an update changes.
         initial: what to begin with instead of fresh parameters; None for those.
+        forms: forms other than plain Flax that the network's layers take in training.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Plan:
     parameters: int
     trained_parameters: int
     initial: Initial | None
+    forms: tuple[str, ...]
 
     def next_boundary(self, update: int) -> int:
         """The update at which the loop must next stand still: evaluation, checkpoint or end."""
@@ -81,6 +84,7 @@ class Plan:
             "parameters": self.parameters,
             "trained_parameters": self.trained_parameters,
             **({"init_from": dict(self.initial.facts)} if self.initial else {}),
+            "forms": list(self.forms),
             "dataset": {
                 "source": self.dataset.source,
                 "digest": self.dataset.digest,
@@ -136,6 +140,7 @@ def make_plan(
         input_shape=dataset.train.inputs.shape[1:],
         classes=dataset.classes,
         precision=config.precision,
+        forms=forms_of(platform) if config.forms == "auto" else (),
         **split_arguments(config.model_args, "--model_args"),
     )
     optimizer = optimizers.build(
@@ -178,6 +183,7 @@ def make_plan(
         parameters=_count(state.params),
         trained_parameters=_count(program.trained(state.params)),
         initial=initial,
+        forms=model.forms_taken(config.batch_size // config.accumulate),
     )
 
 

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import monitoring
 
+from jaxenergy import runtime
+from jaxenergy.models import MODELS, Model
+from jaxenergy.models.forms import LOOPING_FORMS
 from jaxenergy.training.plan import Plan, updates_per_call
 from jaxenergy.training.steps import (
     DeviceSplit,
@@ -165,19 +168,20 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         orders = jax.ShapeDtypeStruct((2, examples), jnp.int32)
         arguments = (state, splits["train"], orders)
         lowered = jax.jit(make_updates(plan.program, 1), donate_argnums=0).lower(*arguments)
-        updates = {1: lowered.compile()}
+        options = compiler_options(plan.program.model, lowered, platform)
+        updates = {1: lowered.compile(options)}
         cost = _cost_of_update(plan, updates[1], arguments)
         longest = updates_per_call(plan, cost["flops_per_update"], platform)
         if longest > 1:
             updates[longest] = (
                 jax.jit(make_updates(plan.program, longest), donate_argnums=0)
                 .lower(*arguments)
-                .compile()
+                .compile(options)
             )
         evaluate = {
             name: jax.jit(make_evaluate(plan.program, size))
             .lower(state, splits[name], np.int32(0))
-            .compile()
+            .compile(options)
             for name, size in plan.eval_batch_sizes.items()
         }
     finally:
@@ -201,13 +205,28 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
     )
 
 
+def compiler_options(model: Model, lowered: Any, platform: str) -> dict[str, str] | None:
+    """The compiler options of a network's programs: see `runtime.elementwise_options`.
+
+    Args:
+        model: the network.
+        lowered: its lowered update.
+        platform: `cpu` or `gpu`.
+    """
+    if platform != "cpu" or not MODELS[model.family].ynn_elementwise:
+        return None
+    return None if "lapack" in lowered.as_text() else runtime.elementwise_options()
+
+
 def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, Any]:
     """Floating point operations and bytes of the one-update program, by XLA's own count.
 
-    XLA counts a loop's body once. So micro-batches are unrolled for counting, and where a loop
-    remains (over time in a recurrent network, in a line search) the count is None, with a reason.
+    XLA counts a loop's body once. So micro-batches are unrolled for counting, operations are those
+    of plain Flax where a form (`models.forms`) has a loop, and where a loop remains (over time in a
+    recurrent network, in a line search) the count is None, with a reason.
     """
     program = plan.program
+    loops = LOOPING_FORMS.intersection(plan.forms)
     if program.model.recurrent or fixed_iterations(program) is None:
         what = "time" if program.model.recurrent else "trials of the optimizer"
         reason = f"the program loops over {what}, and XLA counts a loop's body once"
@@ -216,20 +235,21 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
             "bytes_per_update": None,
             "why": {"flops_per_update": reason, "bytes_per_update": reason},
         }
-    if program.accumulate == 1 or program.unroll_accumulation:
+    if not loops and (program.accumulate == 1 or program.unroll_accumulation):
         cost = compiled.cost_analysis() or {}
         return {
             "flops_per_update": cost.get("flops"),
             "bytes_per_update": cost.get("bytes accessed"),
         }
-    unrolled = make_updates(dataclasses.replace(program, unroll_accumulation=True), 1)
+    plain = dataclasses.replace(program.model, forms=()) if loops else program.model
+    unrolled = make_updates(dataclasses.replace(program, unroll_accumulation=True, model=plain), 1)
     cost = jax.jit(unrolled).lower(*arguments).cost_analysis() or {}
     return {
         "flops_per_update": cost.get("flops"),
         "bytes_per_update": None,
         "why": {
-            "bytes_per_update": "the program loops over micro-batches, and XLA counts a loop's "
-            "body once"
+            "bytes_per_update": "the program loops over micro-batches or inside attention, and XLA "
+            "counts a loop's body once"
         },
     }
 

@@ -51,6 +51,7 @@ from jaxenergy.energy.rounds import Rounds, line_duration_s, measure_rounds, too
 from jaxenergy.meters import Device, Meters, open_meters
 from jaxenergy.stats import Estimate, long_run_mean
 from jaxenergy.training.plan import Plan, make_plan
+from jaxenergy.training.programs import compiler_options
 from jaxenergy.training.session import one_device
 from jaxenergy.training.steps import (
     Batch,
@@ -289,8 +290,10 @@ def make_cases(plan: Plan) -> dict[str, "Case"]:
     state_key, order_key = jax.random.split(jax.random.key(plan.config.seed))
     orders = jax.jit(make_orders(len(train.labels)))(order_key, np.int32(0))
     new_state = jax.jit(make_init(program))
+    lowered = jax.jit(make_updates(program, 1)).lower(new_state(state_key), split, orders)
+    options = compiler_options(program.model, lowered, jax.default_backend())
     programs = {
-        name: jax.jit(function, donate_argnums=0)
+        name: jax.jit(function, donate_argnums=0, compiler_options=options)
         for name, function in make_programs(program).items()
     }
     batch = jax.jit(make_take_batch(program))(new_state(state_key), split, orders)

@@ -1,0 +1,319 @@
+"""Other forms of what plain Flax computes, for platforms on which XLA makes slow code of it.
+
+The energy of a slow program is not the energy of the set-up. So where another way of writing the
+same mathematics takes at least a tenth off an update on a platform, it stands here, in `FORMS`, and
+is taken there, by platform and shape; everywhere else, and with `--forms=plain`, plain Flax is what
+runs. A form changes no parameter, no shape, and its values and gradients are the plain ones to
+rounding (`tests/test_forms.py`). What each gains, and what was tried and gains nothing, is in
+`docs/performance.md`.
+
+Layers ask `takes(form)` while a network is traced; `Model.apply` says by `choose` which are open.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Each form with the platforms on which it was measured to pay its way.
+FORMS: dict[str, tuple[str, ...]] = {
+    "depthwise": ("cpu",),
+    "patches": ("cpu",),
+    "strided": ("cpu",),
+    "batch_norm": ("cpu",),
+    "causal_attention": ("cpu",),
+}
+LOOPING_FORMS = frozenset({"causal_attention"})  # whose operations XLA cannot count
+
+_open: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("open", default=frozenset())
+_taken: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("taken", default=None)
+
+
+def forms_of(platform: str) -> tuple[str, ...]:
+    """The forms that pay their way on a platform (`cpu`, `gpu`)."""
+    return tuple(name for name, platforms in FORMS.items() if platform in platforms)
+
+
+@contextlib.contextmanager
+def choose(names: Collection[str]) -> Iterator[set[str]]:
+    """Opens some forms to the layers that are traced inside; gives the set of those they took."""
+    taken: set[str] = set()
+    outside = _taken.get()
+    tokens = _open.set(frozenset(names)), _taken.set(taken)
+    try:
+        yield taken
+    finally:
+        _open.reset(tokens[0])
+        _taken.reset(tokens[1])
+        if outside is not None:
+            outside |= taken
+
+
+def takes(name: str) -> bool:
+    """Whether a layer whose shape suits a form is to take it; notes that it does."""
+    is_open = name in _open.get()
+    if is_open and (taken := _taken.get()) is not None:
+        taken.add(name)
+    return is_open
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plain: Any):
+    """A square convolution with zero padding, in the form that suits its shape.
+
+    Args:
+        x: [batch, height, width, in].
+        kernel: [size, size, in / groups, out].
+        strides: the same along both sides.
+        padding: `SAME`.
+        **plain: further arguments of `lax.conv_general_dilated`; the forms need
+            `feature_group_count` alone.
+
+    Returns:
+        [batch, height / strides, width / strides, out].
+    """
+    size, stride, channels = kernel.shape[0], strides[0], x.shape[-1]
+    divides = x.shape[1] % stride == x.shape[2] % stride == 0
+    if plain["feature_group_count"] > 1:
+        if plain["feature_group_count"] == channels == kernel.shape[-1] and takes("depthwise"):
+            return depthwise(x, kernel, stride)
+    elif size in (1, stride) and divides and takes("patches"):
+        return patch_product(x, kernel, stride)
+    elif (size, stride) == (3, 2) and divides and takes("strided"):
+        return strided(x, kernel)
+    return lax.conv_general_dilated(x, kernel, strides, padding, **plain)
+
+
+_plain = functools.partial(
+    lax.conv_general_dilated, padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Each channel's convolution as a sum of shifted images, one for each tap of the kernel.
+
+    XLA's grouped convolution on the CPU takes 4 to 10 times as long, forward and backward.
+    """
+    return _shifted(x, kernel) if stride == 1 else _sum_of_taps(x, kernel, stride)
+
+
+def _sum_of_taps(x, kernel, stride=1):
+    size, pads = kernel.shape[0], [(0, 0)]
+    for length in x.shape[1:3]:
+        total = max((-(-length // stride) - 1) * stride + size - length, 0)
+        pads.append((total // 2, total - total // 2))
+    x = jnp.pad(x, [*pads, (0, 0)])
+    ends = [length - size + 1 for length in x.shape[1:3]]
+    return sum(
+        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] * kernel[i, j, 0]
+        for i, j in np.ndindex(size, size)
+    )
+
+
+@jax.custom_vjp
+def _shifted(x, kernel):
+    return _sum_of_taps(x, kernel)
+
+
+def _shifted_backward(residuals, gradient):
+    """To x: the same with the kernel turned round, which needs no 49 images to be added up."""
+    x, kernel = residuals
+    (to_kernel,) = jax.vjp(lambda kernel: _sum_of_taps(x, kernel), kernel)[1](gradient)
+    return _sum_of_taps(gradient, kernel[::-1, ::-1]), to_kernel
+
+
+_shifted.defvjp(lambda x, kernel: (_shifted(x, kernel), (x, kernel)), _shifted_backward)  # type: ignore[attr-defined]
+
+
+def patch_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """A convolution whose windows do not overlap, as a product of matrices."""
+    size, _, channels, features = kernel.shape
+    if size == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    x = x.swapaxes(2, 3).reshape(batch, height // size, width // size, -1)
+    return x @ kernel.reshape(-1, features)
+
+
+@jax.custom_vjp
+def strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3 x 3 convolution of stride 2 over even sides, whose input gradient is a convolution too.
+
+    An input at an even place meets taps 0 and 2, one at an odd place tap 1. So the gradient of all
+    four parities of places is one 2 x 2 convolution of stride 1 over the output's gradient.
+    """
+    return _plain(x, kernel, (2, 2))
+
+
+def _strided_backward(residuals, gradient):
+    x, kernel = residuals
+    batch, height, width, channels = x.shape
+    # [window, parity] -> tap, where 3 stands for none.
+    tap = np.array([[2, 3], [0, 1]])
+    taps = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))[tap][:, :, tap]
+    by_parity = taps.transpose(0, 2, 5, 1, 3, 4).reshape(2, 2, -1, 4 * channels)
+    padded = jnp.pad(gradient, ((0, 0), (1, 0), (1, 0), (0, 0)))
+    parities = _plain(padded, by_parity, (1, 1), padding="VALID")
+    parities = parities.reshape(batch, height // 2, width // 2, 2, 2, channels)
+    to_x = parities.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+    (to_kernel,) = jax.vjp(lambda kernel: _plain(x, kernel, (2, 2)), kernel)[1](gradient)
+    return to_x, to_kernel
+
+
+strided.defvjp(lambda x, kernel: (strided(x, kernel), (x, kernel)), _strided_backward)  # type: ignore[attr-defined]
+
+
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm` in training, a sum and an activation, as one function with its own gradient.
+
+    Its name is that of Flax's module, and so are its variables.
+    """
+
+    momentum: float
+    dtype: Any
+    scale_init: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, added: jax.Array | None, activation: Callable) -> jax.Array:
+        """Maps [..., channels] to `activation(norm(x) + added)`."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        y, mean, variance = _normalised(activation, x, scale, bias, added)
+        for name, start, new in (("mean", jnp.zeros, mean), ("var", jnp.ones, variance)):
+            running = self.variable("batch_stats", name, start, shape)
+            running.value = self.momentum * running.value + (1 - self.momentum) * new
+        return y.astype(self.dtype)
+
+
+_EPSILON = 1e-5  # as nn.BatchNorm has it
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalised(activation, x, scale, bias, added):
+    return _normalised_forward(activation, x, scale, bias, added)[0]
+
+
+def _normalised_forward(activation, x, scale, bias, added):
+    """Normalisation as one factor and one shift per channel."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    mean = wide.mean(axes)
+    variance = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
+    inverse = lax.rsqrt(variance + _EPSILON)
+    factor = scale * inverse
+    z = x * factor + (bias - mean * factor)
+    y = activation(z if added is None else z + added)
+    return (y, mean, variance), (x, scale, bias, added, mean, inverse)
+
+
+def _normalised_backward(activation, residuals, gradients):
+    """Two sums per channel, then one pass: the gradient is linear in the output's and in x."""
+    x, scale, bias, added, mean, inverse = residuals
+    axes = tuple(range(x.ndim - 1))
+    factor = scale * inverse
+    z = x * factor + (bias - mean * factor)
+    z = z if added is None else z + added
+    (to_z,) = jax.vjp(activation, z)[1](gradients[0].astype(z.dtype))
+    total, product = to_z.sum(axes), (to_z * x).sum(axes)
+    to_scale = (product - mean * total) * inverse
+    count = x.size // x.shape[-1]
+    of_x = -factor * inverse * to_scale / count
+    to_x = to_z * factor + x * of_x - (factor * total / count + of_x * mean)
+    to_added = None if added is None else to_z.astype(added.dtype)
+    return to_x.astype(x.dtype), to_scale, total, to_added
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)  # type: ignore[attr-defined]
+
+
+# Queries of a block, whose scores reach no key after it; and examples at a time, so that the scores
+# of a block (float32 [4, heads, 64, length]) stay in a processor's cache.
+_QUERIES, _EXAMPLES = 64, 4
+
+
+def attends_by_blocks(shape: tuple[int, ...]) -> bool:
+    """Whether causal attention over [batch, length, heads, features] is to go by blocks."""
+    batch, length = shape[:2]
+    suits = length > _QUERIES and length % _QUERIES == 0 and batch % _EXAMPLES == 0
+    return suits and takes("causal_attention")
+
+
+@jax.custom_vjp
+def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal attention by blocks, without the scores above the diagonal's blocks.
+
+    The backward pass computes the weights again from the logarithm of their sum.
+
+    References:
+        Dao et al. 2022, "FlashAttention", arXiv 2205.14135, algorithms 1 and 4.
+    """
+    return _attention_forward(query, key, value)[0]
+
+
+def _attention_forward(query, key, value):
+    def some(arrays):
+        query, key, value = arrays
+        outputs, logs = [], []
+        for begin, end in _blocks(query):
+            scores = _scores(query[:, :, begin:end], key[:, :, :end], begin)
+            logs.append(jax.nn.logsumexp(scores, axis=-1, keepdims=True))
+            outputs.append(jnp.exp(scores - logs[-1]) @ value[:, :, :end])
+        return jnp.concatenate(outputs, 2), jnp.concatenate(logs, 2)
+
+    saved = tuple(map(_by_heads, (query * query.shape[-1] ** -0.5, key, value)))
+    outputs, logs = lax.map(some, saved)
+    return _by_positions(outputs), (*saved, outputs, logs)
+
+
+def _attention_backward(saved, gradient):
+    def some(arrays):
+        query, key, value, output, log, gradient = arrays
+        inner = jnp.sum(gradient * output, -1, keepdims=True)
+        to_query, to_key, to_value = [], jnp.zeros_like(key), jnp.zeros_like(value)
+        for begin, end in _blocks(query):
+            here = (slice(None), slice(None), slice(begin, end))
+            seen = (slice(None), slice(None), slice(0, end))
+            weights = jnp.exp(_scores(query[here], key[seen], begin) - log[here])
+            to_weights = gradient[here] @ value[seen].swapaxes(2, 3)
+            to_scores = weights * (to_weights - inner[here])
+            to_query.append(to_scores @ key[seen])
+            to_key = to_key.at[seen].add(to_scores.swapaxes(2, 3) @ query[here])
+            to_value = to_value.at[seen].add(weights.swapaxes(2, 3) @ gradient[here])
+        scale = query.shape[-1] ** -0.5
+        return jnp.concatenate(to_query, 2) * scale, to_key, to_value
+
+    return tuple(map(_by_positions, lax.map(some, (*saved, _by_heads(gradient)))))
+
+
+causal_attention.defvjp(_attention_forward, _attention_backward)  # type: ignore[attr-defined]
+
+
+def _blocks(query: jax.Array) -> list[tuple[int, int]]:
+    return [(begin, begin + _QUERIES) for begin in range(0, query.shape[2], _QUERIES)]
+
+
+def _scores(query: jax.Array, key: jax.Array, begin: int) -> jax.Array:
+    """Scores [examples, heads, queries, keys]; those of keys after their query are out of sight."""
+    scores = query @ key.swapaxes(2, 3)
+    queries, keys = scores.shape[2:]
+    sees = np.arange(keys) <= begin + np.arange(queries)[:, None]
+    return jnp.where(sees, scores, jnp.finfo(scores.dtype).min)
+
+
+def _by_heads(x: jax.Array) -> jax.Array:
+    """[batch, length, heads, n] as [chunks, examples, heads, length, n]."""
+    x = x.swapaxes(1, 2)
+    return x.reshape(-1, _EXAMPLES, *x.shape[1:])
+
+
+def _by_positions(x: jax.Array) -> jax.Array:
+    """What `_by_heads` made, undone."""
+    return x.reshape(-1, *x.shape[2:]).swapaxes(1, 2)

@@ -1,0 +1,249 @@
+"""Forms compute what plain Flax computes, to rounding, and are taken where they are said to be."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxenergy import data, models
+from jaxenergy.config import RunConfig
+from jaxenergy.models import forms
+from jaxenergy.models.attention import _attend
+from jaxenergy.models.layers import conv, normalise
+from jaxenergy.training.plan import make_plan
+
+
+def values_and_gradients(function, *arrays):
+    """The value and, for a random cotangent, the gradient to each array."""
+
+    def both(*arrays):
+        value, backward = jax.vjp(function, *arrays)
+        cotangent = np.random.default_rng(9).normal(size=value.shape).astype("f4")
+        return value, *backward(jnp.asarray(cotangent, value.dtype))
+
+    return jax.jit(both)(*arrays)
+
+
+def assert_equal(form, plain, *arrays):
+    """In float32 as near to plain float64 as plain float32 is, up to a small factor."""
+    for dtype, tolerance in ((jnp.float32, 2e-6), (jnp.float64, 1e-13)):
+        with jax.enable_x64(dtype == jnp.float64):
+            given = [jnp.asarray(array, dtype) for array in arrays]
+            found = values_and_gradients(form, *given)
+            wanted = values_and_gradients(plain, *given)
+            for got, want in zip(found, wanted, strict=True):
+                assert got.dtype == want.dtype == dtype
+                scale = float(np.abs(want).max())
+                # A gradient to a kernel sums over all positions: its rounding grows with the root.
+                np.testing.assert_allclose(got, want, atol=20 * tolerance * scale, rtol=0)
+
+
+def draw(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+def convolution(groups=1, stride=1):
+    return lambda x, kernel: jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+# form, its function, size, stride, channels in and out, side
+CONVOLUTIONS = [
+    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 3, 1, 6, 6, 8),
+    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 3, 2, 6, 6, 8),
+    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 3, 2, 6, 6, 7),
+    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 7, 1, 5, 5, 4),
+    (
+        "patches",
+        lambda stride: functools.partial(forms.patch_product, stride=stride),
+        1,
+        1,
+        6,
+        4,
+        8,
+    ),
+    (
+        "patches",
+        lambda stride: functools.partial(forms.patch_product, stride=stride),
+        1,
+        2,
+        6,
+        4,
+        8,
+    ),
+    (
+        "patches",
+        lambda stride: functools.partial(forms.patch_product, stride=stride),
+        2,
+        2,
+        3,
+        4,
+        8,
+    ),
+    ("strided", lambda stride: forms.strided, 3, 2, 6, 4, 8),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "size", "stride", "channels", "features", "side"),
+    CONVOLUTIONS,
+    ids=[f"{case[0]}-{case[2]}-{case[3]}-{case[6]}" for case in CONVOLUTIONS],
+)
+def test_a_convolution_and_its_gradients_are_the_plain_ones(
+    name, make, size, stride, channels, features, side
+):
+    groups = channels if name == "depthwise" else 1
+    shapes = (4, side, side, channels), (size, size, channels // groups, features)
+    assert_equal(make(stride), convolution(groups, stride), *draw(*shapes))
+    # And it is the one that a layer of that shape takes.
+    layer = conv(features, size, jnp.float32, strides=stride, groups=groups)
+    x = jnp.zeros(shapes[0])
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    with forms.choose([name]) as taken:
+        jax.eval_shape(layer.apply, variables, x)
+    assert taken == {name}
+
+
+def test_other_convolutions_stay_plain():
+    for size, stride, groups, side in ((3, 2, 1, 7), (3, 1, 1, 6), (5, 1, 1, 8), (3, 1, 4, 8)):
+        layer = conv(8, size, jnp.float32, strides=stride, groups=groups)
+        x = jnp.zeros((2, side, side, 8))
+        variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+        with forms.choose(forms.FORMS) as taken:
+            jax.eval_shape(layer.apply, variables, x)
+        assert taken == set(), (size, stride, groups, side)
+
+
+class Normalising(models.nn.Module):
+    """Batch normalisation with what comes after it, as a network has it."""
+
+    adds: bool
+
+    @models.nn.compact
+    def __call__(self, x, added):
+        return normalise(
+            x,
+            "batch",
+            train=True,
+            dtype=x.dtype,
+            added=added if self.adds else None,
+            activation=jnp.tanh,
+        )
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_batch_normalisation_and_its_gradients_are_the_plain_ones(adds):
+    module = Normalising(adds)
+    x, added, scale, bias = draw((8, 4, 4, 6), (8, 4, 4, 6), (6,), (6,))
+
+    def apply(names, x, added, scale, bias):
+        variables = {
+            "params": {"BatchNorm_0": {"scale": scale, "bias": bias}},
+            "batch_stats": {
+                "BatchNorm_0": {"mean": jnp.zeros(6, x.dtype), "var": jnp.ones(6, x.dtype)}
+            },
+        }
+        with forms.choose(names) as taken:
+            y, updated = module.apply(variables, x, added, mutable=["batch_stats"])
+        assert taken == set(names)
+        return y, updated["batch_stats"]["BatchNorm_0"]
+
+    form, plain = (
+        lambda *arrays, names=names: apply(names, *arrays)[0] for names in (["batch_norm"], [])
+    )
+    assert_equal(form, plain, 3 + 2 * x, added, scale, bias)
+    arrays = [jnp.asarray(array, jnp.float32) for array in (x, added, scale, bias)]
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(
+            apply(["batch_norm"], *arrays)[1][name], apply([], *arrays)[1][name], rtol=1e-5
+        )
+
+
+def test_causal_attention_and_its_gradients_are_the_plain_ones():
+    query, key, value = draw(*[(4, 192, 2, 8)] * 3)
+
+    def plain(query, key, value):
+        scores = jnp.einsum("btnh,bsnh->bnts", query, key) * query.shape[-1] ** -0.5
+        scores = jnp.where(jnp.tri(scores.shape[-1], dtype=bool), scores, -jnp.inf)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value)
+
+    assert_equal(forms.causal_attention, plain, query, 3 * key, value)
+    arrays = [jnp.asarray(array, jnp.float32) for array in (query, key, value)]
+    for causal, rows, taken_by in (
+        (True, 4, {"causal_attention"}),
+        (False, 4, set()),
+        (True, 3, set()),
+    ):
+        with forms.choose(forms.FORMS) as taken:
+            jax.eval_shape(functools.partial(_attend, causal=causal), *(a[:rows] for a in arrays))
+        assert taken == taken_by
+
+
+FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "cnn": ({"depth": 3, "width": 4}, {"batch_norm"}),
+    "resnet": ({"depth": 8, "width": 4}, {"batch_norm", "patches", "strided"}),
+    "mobilenet": ({"depth": 4, "width": 4}, {"batch_norm", "depthwise", "patches"}),
+    "convnext": ({"depth": 1, "width": 4}, {"depthwise", "patches"}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_with_forms_has_the_gradients_of_the_plain_one(family):
+    arguments, taken = FAMILIES[family]
+    plain = models.build(family, input_shape=(16, 16, 3), classes=3, **arguments)
+    formed = dataclasses.replace(plain, forms=forms.forms_of("cpu"))
+    assert set(formed.forms_taken(4)) == taken
+    assert plain.forms_taken(4) == ()
+    variables = jax.jit(plain.init)(jax.random.key(0))
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        jax.eval_shape(formed.init, jax.random.key(0))
+    )
+    (x,) = draw((4, 16, 16, 3))
+    x = jnp.asarray(x, jnp.float32)
+    assert jax.tree.structure(
+        jax.eval_shape(functools.partial(formed.apply, train=True), variables, x)
+    ) == jax.tree.structure(
+        jax.eval_shape(functools.partial(plain.apply, train=True), variables, x)
+    )
+
+    def gradients(model):
+        def loss(params):
+            logits, stats = model.apply({**variables, "params": params}, x, train=True)
+            return jnp.sum(jnp.sin(3 * logits)), stats
+
+        # With xla_backend_optimization_level=0, as other tests have it, jaxlib 0.10.2 compiles the
+        # form of batch normalisation wrongly.
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    for got, want in zip(
+        jax.tree.leaves(gradients(formed)), jax.tree.leaves(gradients(plain)), strict=True
+    ):
+        # Rounding grows through the layers, most where a norm divides by a small deviation.
+        scale = float(np.abs(want).max())
+        np.testing.assert_allclose(got, want, atol=2e-3 * scale + 1e-6, rtol=0)
+
+
+def test_the_plan_says_which_forms_are_taken_and_plain_takes_none():
+    dataset = data.load("synthetic:16x16x3,examples=40")
+    config = RunConfig(model="convnext", depth=3, width=4, batch_size=20, updates=1)
+    taken = {
+        (platform, choice): make_plan(
+            dataclasses.replace(config, forms=choice), dataset, platform
+        ).resolved()["forms"]
+        for platform in ("cpu", "gpu")
+        for choice in ("auto", "plain")
+    }
+    assert taken["cpu", "auto"] == ["depthwise", "patches"]
+    assert taken["cpu", "plain"] == taken["gpu", "plain"] == []
+    assert taken["gpu", "auto"] == sorted(set(forms.forms_of("gpu")) & {"depthwise", "patches"})
