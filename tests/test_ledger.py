@@ -103,6 +103,26 @@ def test_cuts_give_contiguous_windows_of_one_phase():
         assert run.joules(line) == pytest.approx(run.true_j(line), abs=2e-3)
 
 
+def test_lines_say_when_a_slow_counter_was_seen_to_tick():
+    run = Run(tick_s=0.1)
+    lines = run_phases(run, {"compile": 1.0, "train": 2.0})
+    instants = [line["start_ns"] + after for line in lines for after in line["ticks_ns"][run.name]]
+    assert len(instants) == pytest.approx(30, abs=3)
+    for line in lines:
+        length_ns = line["end_ns"] - line["start_ns"]
+        assert all(0 <= after < length_ns for after in line["ticks_ns"][run.name])
+    gaps_s = [(later - earlier) / NS_PER_S for earlier, later in itertools.pairwise(instants)]
+    assert gaps_s == pytest.approx([0.1] * len(gaps_s), abs=0.02)
+
+
+def test_a_line_of_very_many_ticks_leaves_them_out():
+    run = Run(tick_s=0.1)
+    (line, *_) = run_phases(run, {"idle": 250.0, "train": 1.0})
+    assert "ticks_ns" not in line
+    fast = Run(tick_s=0.001)
+    assert not any("ticks_ns" in line for line in run_phases(fast, {"train": 1.0}))
+
+
 def test_what_is_in_no_phase_is_other_and_slivers_belong_to_what_follows():
     run = Run()
     run.work(0.2)

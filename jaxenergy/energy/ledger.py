@@ -40,6 +40,7 @@ _CONDITIONS_EVERY_NS = NS_PER_S
 _IDLE_S = 0.2  # the longest the thread sleeps
 _ABANDON_NS = NS_PER_S // 2
 _LONGEST_WRITE_S = 1.0
+_MOST_TICKS = 2000  # of a line, which must stay below what a reader takes
 
 
 class Metered(Protocol):
@@ -518,7 +519,18 @@ class Ledger:
         }
         if line.conditions is not None:
             written["conditions"] = line.conditions
+        if ticks_ns := self._ticks_ns(line.begin.time_ns, line.end.time_ns):
+            written["ticks_ns"] = ticks_ns
         return written
+
+    def _ticks_ns(self, begin_ns: int, end_ns: int) -> dict[str, list[int]]:
+        """When slow counters ticked within a line, from its start on; none where they are many."""
+        found = {}
+        for timeline in self._timelines:
+            ticks_ns = timeline.take_ticks(begin_ns, end_ns)
+            if 0 < len(ticks_ns) <= _MOST_TICKS // len(self._timelines):
+                found[timeline.domain.name] = [time_ns - begin_ns for time_ns in ticks_ns]
+        return found
 
     # The end, and the thread
 

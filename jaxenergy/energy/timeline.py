@@ -80,6 +80,7 @@ _LEARNED_TICKS = 4
 _SEARCHES = 400
 _TICK_WANTED_S = 0.060
 _MAX_KNOTS = 60
+_MOST_SEEN = 4096  # ticks whose instants wait for their line to be written
 _MARKS_AT_ONCE = 20
 
 
@@ -165,6 +166,19 @@ class Timeline(abc.ABC):
     @abc.abstractmethod
     def poll(self) -> None:
         """Reads the counter between marks."""
+
+    def take_ticks(self, begin_ns: int, end_ns: int) -> list[int]:
+        """The instants in an interval at which the counter was seen to tick.
+
+        Args:
+            begin_ns: begin of the interval; it lies behind that of the last call.
+            end_ns: its end; what lies before it is forgotten.
+
+        Returns:
+            Nanoseconds; none of a counter whose ticks are not looked for.
+        """
+        del begin_ns, end_ns
+        return []
 
     @abc.abstractmethod
     def settle_rest(self) -> None:
@@ -483,6 +497,7 @@ class SlowTimeline(Timeline):
         super().__init__(counter, clock_ns)
         self.predictor = TickPredictor(counter.domain.tick_s)
         self._ticks: list[_Tick] = []
+        self._seen_ns: collections.deque[int] = collections.deque(maxlen=_MOST_SEEN)
         self._marks: list[Mark] = []  # those the ticks kept still matter for, and those waiting
         self._looked_ns = 0  # before the last look that showed the present value
         self._next_ns = 0
@@ -540,6 +555,15 @@ class SlowTimeline(Timeline):
         self._looked_ns = before_ns
         self._next_ns = self.predictor.next_look_ns(now_ns)
 
+    def take_ticks(self, begin_ns: int, end_ns: int) -> list[int]:
+        """The ticks that were looked for and seen, the last few thousand at most."""
+        taken = []
+        while self._seen_ns and self._seen_ns[0] < end_ns:
+            time_ns = self._seen_ns.popleft()
+            if time_ns >= begin_ns:
+                taken.append(time_ns)
+        return taken
+
     def settle_rest(self) -> None:
         """Places what the ticks allow; a mark after the last tick is not known."""
         self._settle(final=True)
@@ -574,6 +598,7 @@ class SlowTimeline(Timeline):
             return
         self.predictor.saw_tick(time_ns, width_ns)
         self._ticks.append(_Tick(time_ns, width_ns, self.total_j))
+        self._seen_ns.append(int(time_ns))
         self._learn_noise()
         self._settle(final=False)
         self._prune()
