@@ -689,7 +689,7 @@ class SlowTimeline(Timeline):
                 knots[id(previous)] = previous
             curve = self._curve(ticks, list(knots.values()))
             if holds_step and not first:
-                self._spread.saw_cut(curve.contrasts)
+                self._spread.saw_cut(curve.contrasts())
                 curve = self._curve(ticks, list(knots.values()))
             for mark in batch:
                 mark.energy_j, mark.variance_j2 = curve.at(mark)
@@ -846,9 +846,6 @@ class _Curve:
         levels: level and label at the first tick and after each mark.
         spread: how far energy departs from a line.
         domain: resolution and bound on power.
-
-    Attributes:
-        contrasts: what the ticks disagree by.
     """
 
     def __init__(
@@ -919,10 +916,9 @@ class _Curve:
         solution = r_inverse @ (q_matrix.T @ goal)
         covariance_j2 = (r_inverse @ r_inverse.T)[: len(knots), : len(knots)]
 
-        self.contrasts: list[_Contrast] = []
         freedom = len(plain) - unknowns
+        self._equations = (plain, right, covariances[: len(ticks)], units)
         if freedom > 0:
-            self.contrasts = _contrasts(plain, right, covariances[: len(ticks)], units)
             residuals = (matrix @ solution - goal)[: len(plain)]
             ratio = float(residuals @ residuals) / freedom
             covariance_j2 = covariance_j2 * max(1.0, ratio / _SURPRISE**2)
@@ -935,6 +931,10 @@ class _Curve:
         shrink = np.sqrt(np.minimum(1.0, widest_j2 / np.diag(covariance_j2)))
         self._covariance_j2 = covariance_j2 * shrink[:, None] * shrink
         self._energy_j = np.clip(solution[: len(knots)], tick_j[tick], tick_j[tick + 1])
+
+    def contrasts(self) -> list[_Contrast]:
+        """What the ticks disagree by, where there are more of them than unknowns."""
+        return _contrasts(*self._equations)
 
     def at(self, mark: Mark) -> tuple[float, float]:
         """Joules and variance at a mark; never outside what the ticks around it allow."""
