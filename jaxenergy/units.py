@@ -9,6 +9,7 @@ import math
 NS_PER_S = 1_000_000_000
 UJ_PER_J = 1_000_000
 MJ_PER_J = 1_000
+J_PER_KWH = 3_600_000
 
 _SI_PREFIXES = (
     (1e9, "G"),

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from jaxenergy.data.dataset import Dataset, Facts, Split, build_dataset
+from jaxenergy.arguments import COUNT, Argument, read_arguments, split_arguments
+from jaxenergy.data.dataset import Dataset, Facts, Split, build_dataset, take_evenly
 from jaxenergy.data.digits import load_digits
 from jaxenergy.data.official import OFFICIAL, build_official
 from jaxenergy.data.synthetic import load_synthetic
@@ -58,6 +59,25 @@ def _without_options(
     if options:
         raise UsageError(f"--dataset={name}:{options}: {name} takes no options; got {options!r}.")
     return loader(data_dir)
+
+
+def _load_part(name: str, options: str, data_dir: Path | None) -> Dataset:
+    """Loads a published set, or its part of so many examples of each split."""
+    if not options:
+        return _load_official(name, data_dir)
+    what = f"--dataset={name}"
+    given = read_arguments(
+        split_arguments(options, what), {"examples": Argument(int, 1, COUNT)}, what
+    )
+    whole, examples = _load_official(name, data_dir), given["examples"]
+    assert isinstance(examples, int)
+    return build_dataset(
+        whole.facts,
+        take_evenly(whole.train, examples),
+        take_evenly(whole.validation, examples),
+        take_evenly(whole.test, examples),
+        f"{whole.source}; of each split at most {examples} examples, classes in equal number",
+    )
 
 
 def _load_official(name: str, data_dir: Path | None) -> Dataset:
@@ -113,7 +133,7 @@ for _name, _description in {
     "fashion_mnist": "60,000 + 10,000 images of clothes, 28x28 grey, 10 classes",
 }.items():
     DATASETS.add(
-        _name, partial(_without_options, _name, partial(_load_official, _name)), _description
+        _name, partial(_load_part, _name), f"{_description}; a part: {_name}:examples=5000"
     )
 DATASETS.add(
     "synthetic",

@@ -166,6 +166,22 @@ def build_dataset(
     )
 
 
+def take_evenly(split: Split, examples: int) -> Split:
+    """The first examples of each class, in their order, as many of every class to within one.
+
+    Args:
+        split: the whole.
+        examples: how many to take; all where there are no more.
+
+    Returns:
+        A copy of that part.
+    """
+    if examples >= split.examples:
+        return split
+    first = np.sort(np.argsort(rank_within_class(split.labels), kind="stable")[:examples])
+    return Split(split.inputs[first], split.labels[first])
+
+
 def rank_within_class(labels: np.ndarray) -> np.ndarray:
     """For each example, how many of its class come before it.
 

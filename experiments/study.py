@@ -1,0 +1,142 @@
+"""Tests published claims about the energy of training, each with a verdict.
+
+python -m experiments.study --list
+python -m experiments.study all --budget=small
+python -m experiments.study optimizer --budget=full --data_dir=DIR
+python -m experiments.study batch_size --from_csv=summary_train.csv,summary_power_v100.csv
+
+NAME is a study's or `all`. Runs that studies share are done once, finished ones never again, and a
+stopped call goes on when it is repeated. Results: OUT/studies/NAME.json.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments.flags import define_flag, define_run_flags, launch
+from jaxenergy.arguments import COUNT, Argument
+from jaxenergy.errors import UsageError, unknown_value
+
+POSITIONAL = "NAME"
+_BUDGETS = ("smoke", "small", "full")
+_LIST = ("all",)
+
+define_run_flags(["out", "data_dir", "meters", "powercap_root"])
+define_flag(
+    "budget",
+    Argument(str, "small", choices=_BUDGETS),
+    "smoke: whether it works, in seconds; small: within an hour on two cores; full: for a paper.",
+)
+define_flag("seeds", Argument(int, None, COUNT, optional=True), "Seeds; default: the budget's.")
+define_flag(
+    "dataset",
+    Argument(str, None, optional=True),
+    "Data set of the runs, or the one that is meant of --from_csv; default: the budget's.",
+)
+flags.DEFINE_list("from_csv", [], "Judge others' measurements: their CSV files (docs/studies.md).")
+flags.DEFINE_list("machines", [], "Folders of runs, one per machine, for the study hardware.")
+flags.DEFINE_string("write_findings", None, "Write all verdicts below --out to this file, too.")
+flags.DEFINE_string("preface", "", "A sentence for that file on how the numbers came about.")
+flags.DEFINE_boolean("dry_run", False, "Print the runs and how long they take, and end.")
+flags.DEFINE_string("list", None, "Print the studies with their claims, and end.")
+for _name in ("from_csv", "machines", "write_findings", "preface", "dry_run", "list"):
+    flags.declare_key_flag(_name)
+
+
+def run(name: str | None = None) -> int:
+    """Runs and judges; returns the exit status.
+
+    Args:
+        name: a study's name or `all`; None with --list.
+    """
+    given = flags.FLAGS
+    if given.list is not None and given.list not in _LIST:
+        raise unknown_value("--list", given.list, _LIST)
+    if name is None and given.list is None:
+        raise UsageError(f"{POSITIONAL} is missing: a study's name, or all; --list prints them.")
+
+    from rich.console import Console
+
+    from jaxenergy import sweeps
+    from jaxenergy.report import verdicts as report
+    from jaxenergy.studies import STUDIES, Context, running
+    from jaxenergy.studies.findings import render_findings
+
+    console = Console()
+    if given.list is not None:
+        report.print_studies(STUDIES, console)
+        return 0
+    if name not in ("all", *STUDIES):
+        raise unknown_value(POSITIONAL, name, ("all", *STUDIES))
+    if given.from_csv and (given.machines or given.dry_run):
+        raise UsageError("--from_csv takes the place of runs: no --machines, no --dry_run.")
+    request = running.Request(
+        names=tuple(STUDIES) if name == "all" else (name,),
+        context=Context(
+            given.budget,
+            data_dir=given.data_dir,
+            settings={
+                "meters": given.meters,
+                "powercap_root": given.powercap_root,
+                "out": given.out,
+            },
+            seeds=given.seeds,
+            dataset=None if given.from_csv else given.dataset,
+        ),
+        out=Path(given.out),
+        meters=given.meters,
+        powercap_root=given.powercap_root,
+        command=_command(name),
+        machines=tuple(map(Path, given.machines)),
+        csv=tuple(map(Path, given.from_csv)),
+        csv_dataset=given.dataset if given.from_csv else None,
+    )
+    for folder in request.machines:
+        if not folder.is_dir():
+            raise UsageError(f"--machines: {folder} is no folder; allowed: folders of runs.")
+    if given.dry_run:
+        designed = running.designs(request)
+        configs = running.all_runs(designed)
+        forecast = sweeps.forecast(sweeps.plan(configs), out=request.out) if configs else None
+        report.print_designs(designed, forecast, console)
+        return 0
+    outcome = running.run(
+        request, report.SweepLines(console), lambda record: report.print_record(record, console)
+    )
+    for text in outcome.failed:
+        console.print(text, markup=False)
+    if not outcome.records:
+        console.print("stopped; the same command goes on")
+        return outcome.exit_status
+    report.print_totals(outcome.records, request.out / running.RESULTS_FOLDER, console)
+    if given.write_findings:
+        records = running.read_records(request.out)
+        Path(given.write_findings).write_text(render_findings(records, given.preface))
+    return outcome.exit_status
+
+
+def _command(name: str | None) -> str:
+    """The command line without folders, which are nobody's business."""
+    given = flags.FLAGS
+    parts = ["python -m experiments.study", str(name)]
+    if given.from_csv:
+        parts.append("--from_csv=" + ",".join(Path(path).name for path in given.from_csv))
+    else:
+        parts.append(f"--budget={given.budget}")
+    parts += [f"--{flag}={given[flag].value}" for flag in ("seeds", "dataset") if given[flag].value]
+    if given.meters != "auto":
+        parts.append(f"--meters={given.meters}")
+    if given.data_dir:
+        parts.append("--data_dir=DIR")
+    if given.machines:
+        parts.append("--machines=" + ",".join(Path(path).name for path in given.machines))
+    return " ".join(parts)
+
+
+def main() -> None:
+    """Entry point of the driver."""
+    launch(run, POSITIONAL, optional=True)
+
+
+if __name__ == "__main__":
+    main()

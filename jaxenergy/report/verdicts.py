@@ -1,0 +1,132 @@
+"""Studies on the terminal: which there are, how their sweep goes, and what was decided."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxenergy.registry import Registry
+from jaxenergy.sweeps import WAITING, Forecast, Progress
+from jaxenergy.units import format_duration_s
+
+_STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow", "void": "dim"}
+
+
+def print_studies(studies: Registry[Any], console: Console) -> None:
+    """Prints each study's name and claim.
+
+    Args:
+        studies: the table of studies.
+        console: where to print.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name in studies:
+        table.add_row(Text(name, style="bold"), Text(studies.describe(name)))
+    console.print(table)
+
+
+def print_designs(
+    designed: Mapping[str, Sequence[Any]], forecast: Forecast | None, console: Console
+) -> None:
+    """Prints how many runs each study needs, and how long what is left of all will take.
+
+    Args:
+        designed: the configs of each study.
+        forecast: of the sweep of all of them; None where there is no run.
+        console: where to print.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("study")
+    table.add_column("runs", justify="right")
+    for name, configs in designed.items():
+        table.add_row(name, str(len(configs)))
+    console.print(table)
+    if forecast is None:
+        console.print("No run is needed.")
+        return
+    seconds = [p.seconds for p in forecast.predictions.values()]
+    known = [s for s in seconds if s is not None]
+    text = f"{len(forecast.result.cells)} runs in all, since studies share them; "
+    text += f"{len(seconds)} left, about {format_duration_s(sum(known))}"
+    if len(known) < len(seconds):
+        text += f" and {len(seconds) - len(known)} of unknown length"
+    console.print(text, soft_wrap=True)
+
+
+class SweepLines:
+    """A line when a run has ended, at most every few seconds.
+
+    Args:
+        console: where to print.
+        every_s: between two lines.
+    """
+
+    def __init__(self, console: Console, every_s: float = 10.0):
+        self._console = console
+        self._every_s = every_s
+        self._told_s = float("-inf")
+        self._waiting = -1
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, progress: Progress) -> None:
+        """Tells how many runs are left and how long they take."""
+        cells = progress.result.cells
+        waiting = progress.result.count(WAITING)
+        now_s = time.monotonic()
+        if waiting == self._waiting or (waiting and now_s < self._told_s + self._every_s):
+            return
+        self._told_s, self._waiting = now_s, waiting
+        left = f", about {format_duration_s(progress.left_s)} left" if progress.left_s else ""
+        self.say(f"{len(cells) - waiting} of {len(cells)} runs begun or done{left}")
+
+
+def print_record(record: Mapping[str, Any], console: Console) -> None:
+    """Prints a study's verdicts.
+
+    Args:
+        record: the content of its file.
+        console: where to print.
+    """
+    console.print()
+    console.print(Text.assemble((record["study"], "bold"), f": {record['claim']}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for verdict in record["verdicts"]:
+        table.add_row(
+            Text(verdict["verdict"], style=_STYLES[verdict["verdict"]]),
+            verdict["quantity"],
+            Text(verdict["statement"]),
+            Text(_effect(verdict)),
+        )
+    console.print(table)
+    for reason, count in Counter(
+        verdict["why"] for verdict in record["verdicts"] if verdict["effect"] is None
+    ).items():
+        console.print(Text(f"  {count} x {reason}", style="dim"), soft_wrap=True)
+
+
+def _effect(verdict: Mapping[str, Any]) -> str:
+    if verdict["effect"] is None:
+        return ""
+    told = f"{verdict['effect']:.3g}"
+    if verdict["ci95"] is not None:
+        told += " ({:.3g} to {:.3g})".format(*verdict["ci95"])
+    return f"{told} {verdict['unit']}, n = {verdict['n']}"
+
+
+def print_totals(records: Sequence[Mapping[str, Any]], folder: Path, console: Console) -> None:
+    """Prints how many verdicts of each kind there are, of what provenance, and where they lie."""
+    words = Counter(v["verdict"] for record in records for v in record["verdicts"])
+    told = ", ".join(f"{words[word]} {word}" for word in _STYLES)
+    provenance = sorted({str(record["provenance"]) for record in records})
+    console.print()
+    console.print(
+        f"{told}; energy: {', '.join(provenance)}; {folder}/NAME.json", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,357 @@
+"""The runs of the studies, by budget. Studies share them: equal configs are one run, found by id.
+
+smoke   seconds a study: whether everything works; too little data for any verdict
+small   digits (and a part of CIFAR-10 where there is --data_dir) on two CPU cores, within an hour
+full    CIFAR-10 where there is --data_dir, else digits; ten seeds; what a paper would use
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxenergy.config import RunConfig
+from jaxenergy.errors import unknown_value
+
+BUDGETS = ("smoke", "small", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a design depends on.
+
+    Attributes:
+        budget: one of `BUDGETS`.
+        data_dir: where CIFAR-10 is; None where it is not.
+        settings: of every run beside: meters, folders.
+        seeds: the number of seeds; None for the budget's own.
+        dataset: another data set than the budget's own, by name.
+    """
+
+    budget: str
+    data_dir: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: int | None = None
+    dataset: str | None = None
+
+    def __post_init__(self):
+        if self.budget not in BUDGETS:
+            raise unknown_value("--budget", self.budget, BUDGETS)
+
+    @property
+    def scale(self) -> "Scale":
+        """The sizes of this budget."""
+        return SCALES[self.budget]
+
+    @property
+    def main_dataset(self) -> str:
+        """The data set of most runs."""
+        if self.dataset:
+            return self.dataset
+        return "cifar10" if self.budget == "full" and self.data_dir else "digits"
+
+    def run(self, **settings: Any) -> RunConfig:
+        """A run of this budget: the base network, with some settings of its own."""
+        scale = self.scale
+        base: dict[str, Any] = {
+            "model": "mlp",
+            "depth": scale.depth,
+            "width": scale.width,
+            "dataset": self.main_dataset,
+            "batch_size": scale.batch_size,
+            "updates": scale.updates,
+            "optimizer": "sgd",
+            "optimizer_args": "momentum=0.9",
+            "learning_rate": scale.learning_rate,
+            "schedule": "constant",
+            "idle_seconds": scale.idle_seconds,
+            "checkpoint_every": "0",
+            "quiet": True,
+            "data_dir": self.data_dir,
+        }
+        if settings.get("optimizer", "sgd") != "sgd":
+            base["optimizer_args"] = ""
+        return RunConfig(**{**base, **settings, **self.settings})
+
+    def seeded(self, n: int | None = None) -> range:
+        """The seeds of a design: as many as asked for, else `n`, else the budget's own."""
+        return range(self.seeds or n or self.scale.seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes of a budget.
+
+    Attributes:
+        seeds: of most designs.
+        half_seeds: of the grid of which one half chooses and the other estimates.
+        depth: of the base network.
+        width: of the base network.
+        batch_size: of the base run.
+        updates: of a run of fixed length.
+        learning_rate: of the base run.
+        idle_seconds: of idle before and after each run.
+        depths: of the study `depth`.
+        lengths: in updates, of the study `iterations`.
+        activations: of the study `activation`.
+        rates: learning rates of the grid.
+        batches: batch sizes of the grid.
+        examples: that a run of the grid sees at most.
+        sgd_rates: learning rates to tune SGD by.
+        adam_rates: learning rates to tune Adam by.
+        target: the validation accuracy to reach.
+        setups: model, depth, width and batch size of set-ups of different families.
+        setup_updates: of a run of one of them.
+        cifar10: further ones on a part of CIFAR-10.
+    """
+
+    seeds: int
+    half_seeds: int
+    depth: int
+    width: int
+    batch_size: int
+    updates: int
+    learning_rate: float
+    idle_seconds: float
+    depths: Sequence[int]
+    lengths: Sequence[int]
+    activations: Sequence[str]
+    rates: Sequence[float]
+    batches: Sequence[int]
+    examples: int
+    sgd_rates: Sequence[float]
+    adam_rates: Sequence[float]
+    target: float
+    setups: Sequence[tuple[str, int, int, int]]
+    setup_updates: int
+    cifar10: Sequence[tuple[str, int, int, int]] = ()
+
+
+SCALES = {
+    "smoke": Scale(
+        seeds=1,
+        half_seeds=1,
+        depth=2,
+        width=16,
+        batch_size=64,
+        updates=32,
+        learning_rate=0.1,
+        idle_seconds=0.0,
+        depths=(2, 4),
+        lengths=(32, 64),
+        activations=("relu", "tanh"),
+        rates=(0.1,),
+        batches=(64,),
+        examples=2048,
+        sgd_rates=(0.1,),
+        adam_rates=(0.003,),
+        target=0.5,
+        setups=(("mlp", 2, 16, 64), ("mixer", 2, 16, 64)),
+        setup_updates=32,
+    ),
+    "small": Scale(
+        seeds=4,
+        half_seeds=6,
+        depth=3,
+        width=512,
+        batch_size=128,
+        updates=150,
+        learning_rate=0.05,
+        idle_seconds=0.0,
+        depths=(2, 3, 6),
+        lengths=(75, 150, 300, 600),
+        activations=("relu", "tanh", "gelu", "elu"),
+        rates=(0.001, 0.01, 0.1, 0.5),
+        batches=(16, 64, 256, 1024),
+        examples=40_000,
+        sgd_rates=(0.01, 0.03, 0.1),
+        adam_rates=(0.0003, 0.001, 0.003),
+        target=0.97,
+        setups=(
+            ("mlp", 2, 128, 128),
+            ("mlp", 2, 1024, 128),
+            ("mlp", 4, 512, 32),
+            ("cnn", 3, 8, 128),
+            ("cnn", 6, 16, 64),
+            ("mixer", 2, 64, 128),
+            ("vit", 2, 64, 64),
+        ),
+        setup_updates=120,
+        cifar10=(("cnn", 4, 8, 64), ("mlp", 2, 256, 128)),
+    ),
+    "full": Scale(
+        seeds=10,
+        half_seeds=10,
+        depth=4,
+        width=1024,
+        batch_size=256,
+        updates=10_000,
+        learning_rate=0.03,
+        idle_seconds=2.0,
+        depths=(2, 4, 8, 16),
+        lengths=(1_000, 2_000, 4_000, 8_000, 16_000),
+        activations=("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
+        rates=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+        batches=(16, 32, 64, 128, 256, 512, 1024),
+        examples=2_000_000,
+        sgd_rates=(0.003, 0.01, 0.03, 0.1, 0.3),
+        adam_rates=(0.0001, 0.0003, 0.001, 0.003, 0.01),
+        target=0.5,
+        setups=(
+            ("mlp", 2, 256, 256),
+            ("mlp", 2, 1024, 256),
+            ("mlp", 4, 2048, 256),
+            ("cnn", 4, 32, 128),
+            ("cnn", 6, 64, 256),
+            ("resnet", 8, 16, 128),
+            ("resnet", 20, 16, 256),
+            ("mobilenet", 8, 32, 128),
+            ("convnext", 6, 32, 128),
+            ("vit", 6, 128, 128),
+            ("vit", 12, 192, 256),
+            ("mixer", 6, 128, 128),
+        ),
+        setup_updates=2_000,
+    ),
+}
+
+_LOOKS = 200  # evaluations of a run that is to reach an accuracy, at most
+_CIFAR10_PART = "cifar10:examples=5000"
+
+
+def _inputs(dataset: str) -> int:
+    """The numbers of an example, for a multi-layer perceptron's count of parameters."""
+    return {"digits": 64, "mnist": 784, "fashion_mnist": 784}.get(dataset.partition(":")[0], 3072)
+
+
+def count_parameters(depth: int, width: int, inputs: int, classes: int = 10) -> int:
+    """Parameters of a multi-layer perceptron with biases."""
+    return (inputs + 1) * width + (depth - 1) * (width + 1) * width + (width + 1) * classes
+
+
+def width_for(depth: int, parameters: int, inputs: int) -> int:
+    """The width at which a perceptron of a depth comes closest to a number of parameters."""
+    low, high = 1, 1
+    while count_parameters(depth, high, inputs) < parameters:
+        low, high = high, 2 * high
+    candidates = range(low, high + 1)
+    return min(candidates, key=lambda w: abs(count_parameters(depth, w, inputs) - parameters))
+
+
+def depth(context: Context) -> list[RunConfig]:
+    """Perceptrons of several depths, at the base width and at the base's number of parameters."""
+    scale, inputs = context.scale, _inputs(context.main_dataset)
+    parameters = count_parameters(scale.depth, scale.width, inputs)
+    shapes = [(d, scale.width) for d in scale.depths]
+    shapes += [(d, width_for(d, parameters, inputs)) for d in scale.depths]
+    return unique(
+        context.run(depth=d, width=w, seed=seed) for seed in context.seeded() for d, w in shapes
+    )
+
+
+def activation(context: Context) -> list[RunConfig]:
+    """The base network with several activations, until the accuracy."""
+    return unique(
+        context.run(activation=name, seed=seed, **_to_target(context))
+        for seed in context.seeded()
+        for name in context.scale.activations
+    )
+
+
+def optimizer(context: Context) -> list[RunConfig]:
+    """SGD and Adam at several learning rates each, until the accuracy."""
+    scale = context.scale
+    tries = [("sgd", rate) for rate in scale.sgd_rates]
+    tries += [("adam", rate) for rate in scale.adam_rates]
+    return unique(
+        context.run(optimizer=name, learning_rate=rate, seed=seed, **_to_target(context))
+        for seed in context.seeded()
+        for name, rate in tries
+    )
+
+
+def _to_target(context: Context) -> dict[str, Any]:
+    """The base run until the accuracy."""
+    return _until_accuracy(context, context.scale.batch_size)
+
+
+def _until_accuracy(context: Context, batch_size: int) -> dict[str, Any]:
+    """A run that ends at the accuracy, which is looked at often enough to see when that is."""
+    most = max(32, context.scale.examples // batch_size)
+    return {
+        "updates": most,
+        "eval_every": max(1, most // _LOOKS),
+        "target_accuracy": context.scale.target,
+    }
+
+
+def iterations(context: Context) -> list[RunConfig]:
+    """Independent runs of the base network of several lengths."""
+    return unique(
+        context.run(updates=updates, seed=seed)
+        for seed in context.seeded()
+        for updates in context.scale.lengths
+    )
+
+
+def setups(context: Context) -> list[RunConfig]:
+    """Set-ups of several families and sizes.
+
+    The learning rate is a little different from seed to seed, which makes another program: each is
+    compiled, so that the study `compile` has repetitions.
+    """
+    scale = context.scale
+    runs = []
+    for seed in context.seeded():
+        common = {
+            "updates": scale.setup_updates,
+            "seed": seed,
+            "learning_rate": round(0.01 * (1 + seed / 1000), 6),
+        }
+        for model, depth, width, batch_size in scale.setups:
+            runs.append(
+                context.run(model=model, depth=depth, width=width, batch_size=batch_size, **common)
+            )
+        if context.data_dir and context.main_dataset == "digits":
+            for model, depth, width, batch_size in scale.cifar10:
+                runs.append(
+                    context.run(
+                        model=model,
+                        depth=depth,
+                        width=width,
+                        batch_size=batch_size,
+                        dataset=_CIFAR10_PART,
+                        **common,
+                    )
+                )
+    return unique(runs)
+
+
+def rates_and_batches(context: Context) -> list[RunConfig]:
+    """The grid of learning rates and batch sizes, each run until the accuracy.
+
+    All may see as many examples.
+    """
+    scale = context.scale
+    runs = []
+    for seed in context.seeded(scale.half_seeds):
+        for batch_size in scale.batches:
+            for rate in scale.rates:
+                runs.append(
+                    context.run(
+                        batch_size=batch_size,
+                        learning_rate=rate,
+                        seed=seed,
+                        **_until_accuracy(context, batch_size),
+                    )
+                )
+    return unique(runs)
+
+
+def tradeoff(context: Context) -> list[RunConfig]:
+    """Short and long, small and large: the runs of `iterations` and of `depth`."""
+    return unique([*iterations(context), *depth(context)])
+
+
+def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    """Each run once, in the order of first appearance."""
+    return list({config.id: config for config in configs}.values())
