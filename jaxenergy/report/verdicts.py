@@ -84,7 +84,7 @@ class SweepLines:
         if waiting == self._waiting or (waiting and now_s < self._told_s + self._every_s):
             return
         self._told_s, self._waiting = now_s, waiting
-        left = f", about {format_duration_s(progress.left_s)} left" if progress.left_s else ""
+        left = f", about {format_duration_s(progress.left_s)} left" if progress.left_s >= 1 else ""
         self.say(f"{len(cells) - waiting} of {len(cells)} runs begun or done{left}")
 
 

@@ -83,6 +83,7 @@ class Scale:
 
     Attributes:
         seeds: of most designs.
+        target_seeds: of runs until the accuracy, whose length is a matter of luck.
         half_seeds: of the grid of which one half chooses and the other estimates.
         depth: of the base network.
         width: of the base network.
@@ -92,6 +93,7 @@ class Scale:
         idle_seconds: of idle before and after each run.
         depths: of the study `depth`.
         lengths: in updates, of the study `iterations`.
+        short_lengths: further ones of the study `tradeoff`, in which accuracy is still rising.
         activations: of the study `activation`.
         rates: learning rates of the grid.
         batches: batch sizes of the grid.
@@ -105,6 +107,7 @@ class Scale:
     """
 
     seeds: int
+    target_seeds: int
     half_seeds: int
     depth: int
     width: int
@@ -114,6 +117,7 @@ class Scale:
     idle_seconds: float
     depths: Sequence[int]
     lengths: Sequence[int]
+    short_lengths: Sequence[int]
     activations: Sequence[str]
     rates: Sequence[float]
     batches: Sequence[int]
@@ -129,6 +133,7 @@ class Scale:
 SCALES = {
     "smoke": Scale(
         seeds=1,
+        target_seeds=1,
         half_seeds=1,
         depth=2,
         width=16,
@@ -138,6 +143,7 @@ SCALES = {
         idle_seconds=0.0,
         depths=(2, 4),
         lengths=(32, 64),
+        short_lengths=(8,),
         activations=("relu", "tanh"),
         rates=(0.1,),
         batches=(64,),
@@ -150,6 +156,7 @@ SCALES = {
     ),
     "small": Scale(
         seeds=4,
+        target_seeds=5,
         half_seeds=6,
         depth=3,
         width=512,
@@ -158,7 +165,8 @@ SCALES = {
         learning_rate=0.05,
         idle_seconds=0.0,
         depths=(2, 3, 6),
-        lengths=(75, 150, 300, 600),
+        lengths=(200, 400, 800, 1600),
+        short_lengths=(10, 20, 40, 80),
         activations=("relu", "tanh", "gelu", "elu"),
         rates=(0.001, 0.01, 0.1, 0.5),
         batches=(16, 64, 256, 1024),
@@ -180,6 +188,7 @@ SCALES = {
     ),
     "full": Scale(
         seeds=10,
+        target_seeds=10,
         half_seeds=10,
         depth=4,
         width=1024,
@@ -189,6 +198,7 @@ SCALES = {
         idle_seconds=2.0,
         depths=(2, 4, 8, 16),
         lengths=(1_000, 2_000, 4_000, 8_000, 16_000),
+        short_lengths=(100, 200, 400),
         activations=("relu", "leaky_relu", "elu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid"),
         rates=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
         batches=(16, 32, 64, 128, 256, 512, 1024),
@@ -252,7 +262,7 @@ def activation(context: Context) -> list[RunConfig]:
     """The base network with several activations, until the accuracy."""
     return unique(
         context.run(activation=name, seed=seed, **_to_target(context))
-        for seed in context.seeded()
+        for seed in context.seeded(context.scale.target_seeds)
         for name in context.scale.activations
     )
 
@@ -264,7 +274,7 @@ def optimizer(context: Context) -> list[RunConfig]:
     tries += [("adam", rate) for rate in scale.adam_rates]
     return unique(
         context.run(optimizer=name, learning_rate=rate, seed=seed, **_to_target(context))
-        for seed in context.seeded()
+        for seed in context.seeded(context.scale.target_seeds)
         for name, rate in tries
     )
 
@@ -348,8 +358,13 @@ def rates_and_batches(context: Context) -> list[RunConfig]:
 
 
 def tradeoff(context: Context) -> list[RunConfig]:
-    """Short and long, small and large: the runs of `iterations` and of `depth`."""
-    return unique([*iterations(context), *depth(context)])
+    """Short and long, small and large: beside its own the runs of `iterations` and of `depth`."""
+    short = [
+        context.run(updates=updates, seed=seed)
+        for seed in context.seeded()
+        for updates in context.scale.short_lengths
+    ]
+    return unique([*short, *iterations(context), *depth(context)])
 
 
 def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:

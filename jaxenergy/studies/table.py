@@ -38,7 +38,7 @@ class Quantity:
 
 ENERGY = Quantity("energy", "energy", "J", "energy_j.by_phase.train", "compiled.compile_j")
 TIME = Quantity("time", "time", "s", "duration_by_phase_s.train", "compiled.compile_s")
-FLOPS = Quantity("flops", "FLOPs", "FLOP", "", None)
+FLOPS = Quantity("flops", "computation", "FLOP", "", None)
 ACCURACY = Quantity("accuracy", "accuracy", "points", "", None)
 
 
