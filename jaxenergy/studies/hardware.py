@@ -95,7 +95,8 @@ def test_ranking(table: Table, quantity: Quantity) -> Finding:
     values = found.values
     tau, low, high, above = _tau(values)
     if len(values) == 2:
-        p = float(stats.kendalltau(*values, alternative="greater").pvalue)
+        _, found_p = stats.kendalltau(*values, alternative="greater")
+        p = float(np.asarray(found_p))
         why = f"tau of {found.seeds[0]} and {found.seeds[1]}"
     else:
         statistic, p = (float(number) for number in stats.friedmanchisquare(*values.T))

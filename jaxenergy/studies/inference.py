@@ -243,13 +243,13 @@ def lack_of_fit(x: np.ndarray, values: np.ndarray) -> tuple[float, Estimate, Est
     """
     n, cells = values.shape
     mean = values.mean(axis=0)
-    fitted = mean
     design = np.stack([np.ones(cells), x], axis=1)
-    for _ in range(3):
+    weight = 1 / mean
+    for _ in range(2):
+        fitted = design @ _weighted_fit(design, weight) @ mean
         weight = 1 / np.maximum(fitted, 1e-12 * mean.max())
-        covariance = np.linalg.inv((design * weight[:, None] ** 2).T @ design)
-        coefficients = covariance @ (design.T @ (weight**2 * mean))
-        fitted = design @ coefficients
+    fit = _weighted_fit(design, weight)
+    fitted = design @ fit @ mean
     relative = values * weight
     scatter = relative - relative.mean(axis=0)
     scatter -= scatter.mean(axis=1, keepdims=True)
@@ -261,8 +261,13 @@ def lack_of_fit(x: np.ndarray, values: np.ndarray) -> tuple[float, Estimate, Est
     else:
         p = float(special.fdtrc(cells - 2, freedom, misfit / pure))
     # The coefficients' error from one line per block, whose scatter holds the blocks' levels.
-    each = (covariance @ (design.T @ (weight**2 * values).T)).T
+    each = values @ fit.T
     return p, mean_of(each[:, 0]), mean_of(each[:, 1])
+
+
+def _weighted_fit(design: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The matrix [coefficients, cells] that takes values to their weighted least squares fit."""
+    return np.linalg.pinv(design * weight[:, None]) * weight
 
 
 def jackknife(values: np.ndarray, statistic) -> Estimate:
@@ -302,7 +307,8 @@ def log_rank(
     """P-value of the log-rank test that two set-ups need the same, unreached runs censored."""
     a = stats.CensoredData(uncensored=cost_a[reached_a], right=cost_a[~reached_a])
     b = stats.CensoredData(uncensored=cost_b[reached_b], right=cost_b[~reached_b])
-    return float(stats.logrank(a, b).pvalue)
+    with np.errstate(invalid="ignore", divide="ignore"):  # all at one time: no number
+        return float(stats.logrank(a, b).pvalue)
 
 
 def ratio_of(estimate: Estimate) -> tuple[float, tuple[float, float]]:

@@ -214,8 +214,9 @@ def blocks(seeds: Sequence[Any], cells: Sequence[Any], values: np.ndarray) -> Bl
     np.add.at(count, at, 1)
     with np.errstate(invalid="ignore"):
         mean = total / count
-    complete = np.isfinite(mean).all(axis=1)
-    kept = [seed for seed, whole in zip(rows, complete, strict=True) if whole]
+    complete = np.flatnonzero(np.isfinite(mean).all(axis=1))
+    in_order = list(rows)
+    kept = [in_order[i] for i in complete]
     return Blocks(kept, list(columns), mean[complete])
 
 

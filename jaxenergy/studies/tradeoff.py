@@ -14,7 +14,7 @@ from jaxenergy.studies.core import Finding, Statement, Study, TooLittleData
 from jaxenergy.studies.inference import mean_of, p_above, p_below
 from jaxenergy.studies.patterns import need_shape
 from jaxenergy.studies.per_update import SETUP
-from jaxenergy.studies.table import Quantity, Table, blocks
+from jaxenergy.studies.table import Blocks, Quantity, Table, blocks
 
 _MIN_CELLS = 4
 _POINTS = 0.5  # a gain in accuracy below this many points is none
@@ -37,16 +37,15 @@ def _outcomes(table: Table, quantity: Quantity) -> _Outcomes:
     cost = np.where(cost > 0, cost, np.nan)
     both = cost + table.numbers("final.validation_accuracy") + table.numbers("final.test_accuracy")
     known = np.isfinite(both)
-    found = [
-        blocks(table.seeds, cells, np.where(known, values, np.nan))
-        for values in (
-            cost,
-            100 * table.numbers("final.validation_accuracy"),
-            100 * table.numbers("final.test_accuracy"),
-        )
-    ]
-    need_shape(found[0], cells=_MIN_CELLS, of="set-ups")
-    return _Outcomes(*(one.values for one in found), found[0].cells)
+
+    def arrange(values: np.ndarray) -> Blocks:
+        return blocks(table.seeds, cells, np.where(known, values, np.nan))
+
+    costs = arrange(cost)
+    need_shape(costs, cells=_MIN_CELLS, of="set-ups")
+    validation = arrange(100 * table.numbers("final.validation_accuracy"))
+    test = arrange(100 * table.numbers("final.test_accuracy"))
+    return _Outcomes(costs.values, validation.values, test.values, costs.cells)
 
 
 def front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:

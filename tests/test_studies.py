@@ -1,0 +1,264 @@
+"""What all studies have in common: no verdict without data, none on joules nobody measured."""
+
+import dataclasses
+import math
+
+import known_truth as truth
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxenergy.config import RunConfig
+from jaxenergy.studies import BUDGETS, STUDIES, Context, Table, gate_of, grids, judge, to_json
+from jaxenergy.studies.core import REFUTED, SUPPORTED, UNDECIDED, VERDICTS, VOID
+from jaxenergy.studies.findings import render_findings
+from jaxenergy.studies.instrument import IDLE, RANDOM, SQUARE, ZEROS
+from jaxenergy.studies.running import all_runs
+
+positive = st.floats(1e-6, 1e6)
+accuracies = st.floats(0.0, 1.0)
+
+
+@st.composite
+def rows(draw, seeds=2, cells=5, rounds=4, values=positive):
+    """Runs with any costs, of too few seeds and set-ups for any study."""
+    made = []
+    for cell in range(draw(st.integers(0, cells))):
+        setup = {
+            "model": draw(st.sampled_from(["mlp", "cnn"])),
+            "depth": 2**cell,
+            "width": 64,
+            "activation": draw(st.sampled_from(["relu", "tanh"])),
+            "optimizer": draw(st.sampled_from(["sgd", "adam"])),
+            "learning_rate": 10.0**-cell,
+            "batch_size": 16 * 2**cell,
+            "iterations": 100 * (cell + 1),
+            "parameters": 10 ** (cell + 3),
+            "compiled.bytes_per_update": draw(values),
+            "compiled.flops_per_update": draw(values),
+            "compiled.cache_hit": draw(st.booleans()),
+            "compiled.compile_j": draw(values),
+            "compiled.compile_s": draw(values),
+        }
+        for seed in range(draw(st.integers(0, seeds))):
+            row = truth.make_row(setup, seed, draw(values), draw(values))
+            row["target.accuracy"] = draw(st.sampled_from([None, 0.9]))
+            row["target.reached_at_update"] = draw(st.sampled_from([None, 10, truth.UPDATES]))
+            row["final.validation_accuracy"] = draw(accuracies)
+            row["final.test_accuracy"] = draw(accuracies)
+            row["machine"] = draw(st.sampled_from(["a", "b"]))
+            made.append(row)
+    for number in range(draw(st.integers(0, rounds))):
+        for probe in (IDLE, RANDOM, ZEROS, SQUARE):
+            watts = {name: draw(values) for name in ("power_w", "counter_w", "integral_w")}
+            made.append(
+                {
+                    "state": "completed",
+                    "provenance": "measured",
+                    "probe": probe,
+                    "round": number,
+                    "duty": 0.5,
+                    **watts,
+                }
+            )
+    return made
+
+
+def judge_of(name, made, **how):
+    """The verdicts on those of the rows that are of the study's kind."""
+    probes = STUDIES[name].probes
+    return judge(STUDIES[name], Table([row for row in made if ("probe" in row) == probes]), **how)
+
+
+@given(rows())
+@settings(max_examples=60, deadline=None)
+def test_too_little_data_decides_nothing(made):
+    for name in STUDIES:
+        for verdict in judge_of(name, made):
+            assert verdict.verdict != SUPPORTED, (name, verdict)
+
+
+@given(rows(seeds=4, cells=9, rounds=6, values=st.sampled_from([0.0, 1.0, 5.0, math.inf])))
+@settings(max_examples=30, deadline=None)
+def test_any_numbers_get_a_verdict(made):
+    with np.errstate(all="ignore"):
+        for name in STUDIES:
+            for verdict in judge_of(name, made):
+                assert verdict.verdict in VERDICTS
+                assert verdict.why
+                assert (verdict.effect is None) or math.isfinite(verdict.effect)
+
+
+def effects(provenance: str):
+    """Runs with a clear trend by depth, of some provenance."""
+    cells = [{"depth": d, "width": 64, "parameters": 4000} for d in (2, 4, 8)]
+    made = truth.make_runs(
+        np.random.default_rng(0), cells, 4, energy=[0.0, 1.0, 2.0], time=[0.0, 1.0, 2.0]
+    )
+    return [{**row, "provenance": provenance} for row in made]
+
+
+@pytest.mark.parametrize("provenance", ["estimated", "none"])
+def test_no_verdict_on_joules_that_nobody_measured(provenance):
+    verdicts = judge(STUDIES["depth"], Table(effects(provenance)))
+    energy = [verdict for verdict in verdicts if verdict.quantity == "energy"]
+    assert {verdict.verdict for verdict in energy} == {VOID}
+    assert all(verdict.effect is None and "joules" in verdict.why for verdict in energy)
+    decided = {verdict.quantity: verdict.verdict for verdict in verdicts}
+    assert decided["time"] == SUPPORTED
+    assert decided["flops"] == REFUTED  # the same FLOPs at every depth
+
+
+def test_one_estimated_run_is_enough_to_decide_nothing():
+    made = effects("measured")
+    made[5]["provenance"] = "estimated"
+    assert judge(STUDIES["depth"], Table(made))[0].verdict == VOID
+
+
+def test_simulated_joules_say_so():
+    first = judge(STUDIES["depth"], Table(effects("simulated")))[0]
+    assert first.verdict == SUPPORTED
+    assert "simulated" in first.why
+
+
+def test_a_failed_instrument_voids_joules():
+    first = judge(STUDIES["depth"], Table(effects("measured")), gate="it failed")[0]
+    assert first.verdict == VOID
+    assert "it failed" in first.why
+
+
+def test_only_disagreement_closes_the_gate():
+    study = STUDIES["instrument"]
+    verdicts = judge(study, Table([]))
+    assert gate_of(study, verdicts) is None
+    refuted = [dataclasses.replace(verdict, verdict=REFUTED) for verdict in verdicts]
+    zeros = next(i for i, s in enumerate(study.statements) if not s.equality)
+    assert gate_of(study, [refuted[zeros]]) is None
+    assert refuted[0].statement in (gate_of(study, refuted) or "")
+
+
+def test_unfinished_and_failed_runs_are_left_out_and_diverged_ones_are_not():
+    row = {"config.seed": 0, "target.accuracy": 0.9}
+    table = Table(
+        [
+            {**row, "state": "completed"},
+            {**row, "state": "unfinished", "why": "it was preempted"},
+            {**row, "state": "failed", "why": "the disk"},
+            {**row, "state": "failed", "why": "the training loss became nan within update 3"},
+        ]
+    )
+    assert len(table) == 2
+
+
+def test_a_record_has_what_the_report_reads():
+    verdicts = judge(STUDIES["depth"], Table(effects("measured")))
+    record = to_json(
+        STUDIES["depth"],
+        verdicts,
+        budget="small",
+        provenance="measured",
+        runs=["abc"],
+        command="python -m experiments.study depth",
+        protocol=1,
+        machine={"device": "a card"},
+    )
+    assert record["schema"] == 1
+    assert set(record["verdicts"][0]) == {
+        *("statement", "verdict", "quantity", "effect", "ci95", "unit", "n", "why"),
+    }
+    text = render_findings([record])
+    assert "MEASURED" in text.splitlines()[0]
+    assert "a card" in text
+    estimated = render_findings([{**record, "provenance": "estimated"}])
+    assert "ESTIMATED" in estimated.splitlines()[0]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_designs(budget):
+    for data_dir in (None, "DIR"):
+        context = Context(budget, data_dir=data_dir)
+        designed = {name: STUDIES[name].design(context) for name in STUDIES}
+        for runs in designed.values():
+            assert len({run.id for run in runs}) == len(runs)
+        assert {run.id for run in designed["batch_size"]} == {
+            run.id for run in designed["five_times"]
+        }
+        together = all_runs(designed)
+        assert len(together) < sum(map(len, designed.values()))
+        assert len(together) <= {"smoke": 16, "small": 250, "full": 1000}[budget]
+
+
+def test_designs_meet_their_own_minimum():
+    """What a study needs at least, its small design has: made-up costs decide something."""
+    rng = np.random.default_rng(1)
+    context = Context("small", data_dir="DIR")
+    for name in STUDIES:
+        made = [made_up(rng, config) for config in STUDIES[name].design(context)]
+        for verdict in judge(STUDIES[name], Table(made)) if made else ():
+            assert "too little data" not in verdict.why, (name, verdict)
+
+
+def made_up(rng: np.random.Generator, config: RunConfig) -> dict:
+    """A run as it might have ended."""
+    names = ("model", "depth", "width", "optimizer", "learning_rate", "batch_size", "dataset")
+    cell = {key: getattr(config, key) for key in (*names, "activation")}
+    updates = config.updates or 1
+    parameters = grids.count_parameters(config.depth or 1, config.width or 1, 64)
+    # Many updates are accurate, and a narrow range of accuracies makes a front of three.
+    accuracy = 0.9 * (1 - math.exp(-updates / 30)) + rng.normal(0, 0.001)
+    joules, seconds = parameters * 1e-6 * np.exp(rng.normal(0, 0.05, 2))
+    row = truth.make_row(cell, config.seed, joules, seconds)
+    row |= {
+        "updates": updates,
+        "iterations": updates,
+        "parameters": parameters,
+        "energy_j.by_phase.train": joules * updates,
+        "duration_by_phase_s.train": seconds * updates,
+        "energy_j.total": joules * updates + 1,
+        "duration_s": seconds * updates + 1,
+        "compiled.flops_per_update": 6.0 * parameters * config.batch_size,
+        "compiled.bytes_per_update": 20.0 * parameters + config.batch_size * 1e3,
+        "compiled.cache_hit": False,
+        "compiled.compile_j": 10.0,
+        "compiled.compile_s": 1.0,
+        "final.validation_accuracy": accuracy,
+        "final.test_accuracy": accuracy,
+    }
+    if config.target_accuracy:
+        row |= {
+            "target.accuracy": config.target_accuracy,
+            "target.reached_at_update": updates // 2,
+        }
+    return row
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_parameters_of_a_perceptron(depth):
+    import jax
+
+    from jaxenergy import models
+
+    model = models.build("mlp", depth=depth, width=24, input_shape=(8, 8, 1), classes=10)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    counted = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert counted == grids.count_parameters(depth, 24, 64)
+
+
+@given(st.integers(1, 12), st.integers(500, 2_000_000), st.sampled_from([64, 784, 3072]))
+@settings(deadline=None)
+def test_no_other_width_comes_closer(depth, parameters, inputs):
+    width = grids.width_for(depth, parameters, inputs)
+    off = [
+        abs(grids.count_parameters(depth, w, inputs) - parameters)
+        for w in (max(1, width - 1), width, width + 1)
+    ]
+    assert off[1] == min(off)
+
+
+def test_undecided_says_how_close_it_was():
+    cells = [{"depth": d, "width": 64} for d in (2, 4, 8)]
+    made = truth.make_runs(np.random.default_rng(3), cells, 3, energy=[0, 0.01, 0.0])
+    first = judge(STUDIES["depth"], Table(made))[0]
+    assert first.verdict == UNDECIDED
+    assert "p = " in first.why

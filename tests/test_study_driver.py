@@ -1,0 +1,115 @@
+"""`python -m experiments.study` as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxenergy.studies import STUDIES
+from jaxenergy.studies.core import VERDICTS
+
+
+def study(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.study", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+
+def test_the_list_of_studies(tmp_path):
+    ended = study("--list", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert len(STUDIES) == 14
+    for name in STUDIES:
+        assert f"\n{name} " in f"\n{ended.stdout}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dpeth"], "Did you mean 'depth'?"),
+        ([], "NAME is missing"),
+        (["all", "--budget=huge"], "Allowed: full, small, smoke."),
+        (["all", "--seeds=0"], "--seeds=0"),
+        (["depth", "--from_csv=absent.csv"], "absent.csv"),
+        (["hardware", "--machines=absent"], "absent is no folder"),
+        (["depth", "--budget=smoke", "--meters=nvml2"], "nvml2"),
+        (["depth", "extra"], "'extra' is not a flag"),
+    ],
+)
+def test_bad_input(tmp_path, arguments, said):
+    ended = study(*arguments, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) <= 3
+
+
+def test_others_measurements(tmp_path):
+    header = (
+        "config.model,config.seed,config.depth,config.width,updates,provenance,per_update_j.mean"
+    )
+    lines = [f"mlp,{s},{d},64,100,measured,{d + 0.01 * s}" for s in range(3) for d in (2, 4, 8)]
+    (tmp_path / "runs.csv").write_text("\n".join([header, *lines]))
+    ended = study("depth", "--from_csv=runs.csv", "--write_findings=findings.md", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((tmp_path / "runs/studies/depth.json").read_text())
+    assert record["budget"] == "csv"
+    assert record["provenance"] == "measured"
+    assert record["verdicts"][0]["verdict"] == "supported"
+    assert record["command"] == "python -m experiments.study depth --from_csv=runs.csv"
+    assert "MEASURED" in (tmp_path / "findings.md").read_text().splitlines()[0]
+
+
+def test_runs_are_done_once_and_joules_are_not_judged(tmp_path):
+    ended = study("iterations", "--budget=smoke", "--meters=estimate", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    record = json.loads((tmp_path / "runs/studies/iterations.json").read_text())
+    assert record["provenance"] == "estimated"
+    for verdict in record["verdicts"]:
+        assert verdict["verdict"] == ("void" if verdict["quantity"] == "energy" else "undecided")
+    runs = sorted(path.parent.name for path in (tmp_path / "runs").glob("*/summary.json"))
+    assert sorted(name.partition("-")[0] for name in runs) == sorted(record["runs"])
+    assert oct((tmp_path / "runs/studies/compiled").stat().st_mode)[-3:] == "700"
+    written = [(tmp_path / "runs" / name / "summary.json").stat().st_mtime_ns for name in runs]
+    again = study("iterations", "--budget=smoke", "--meters=estimate", cwd=tmp_path)
+    assert again.returncode == 0
+    assert written == [
+        (tmp_path / "runs" / name / "summary.json").stat().st_mtime_ns for name in runs
+    ]
+
+
+def test_the_probe_on_a_simulated_counter():
+    from jaxenergy.studies.probe import probe
+
+    record = probe("simulated", "/sys/class/powercap", rounds=1, seconds=0.15)
+    assert record["provenance"] == "simulated"
+    assert {row["probe"] for row in record["rows"]} == {"idle", "random", "zeros", "square"}
+    square = next(row for row in record["rows"] if row["probe"] == "square")
+    assert 0.2 < square["duty"] <= 1
+    assert all(row["power_w"] is not None and row["power_w"] > 0 for row in record["rows"])
+
+
+@pytest.mark.slow
+def test_all_fourteen_at_the_smoke_budget(tmp_path):
+    ended = study(
+        "all", "--budget=smoke", "--meters=simulated", "--write_findings=f.md", cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    for name in STUDIES:
+        record = json.loads((tmp_path / f"runs/studies/{name}.json").read_text())
+        assert record["verdicts"]
+        assert {v["verdict"] for v in record["verdicts"]} <= {*VERDICTS} - {"supported"}, name
+    assert "SIMULATED" in (tmp_path / "f.md").read_text().splitlines()[0]
