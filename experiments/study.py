@@ -38,8 +38,13 @@ flags.DEFINE_list("machines", [], "Folders of runs, one per machine, for the stu
 flags.DEFINE_string("write_findings", None, "Write all verdicts below --out to this file, too.")
 flags.DEFINE_string("preface", "", "A sentence for that file on how the numbers came about.")
 flags.DEFINE_boolean("dry_run", False, "Print the runs and how long they take, and end.")
+flags.DEFINE_string(
+    "lock_dir",
+    "/tmp/jaxenergy-locks",
+    "Folder of this machine's locks, one per metered device; all its sweeps must name the same.",
+)
 flags.DEFINE_string("list", None, "Print the studies with their claims, and end.")
-for _name in ("from_csv", "machines", "write_findings", "preface", "dry_run", "list"):
+for _name in ("from_csv", "machines", "write_findings", "preface", "dry_run", "lock_dir", "list"):
     flags.declare_key_flag(_name)
 
 
@@ -59,6 +64,7 @@ def run(name: str | None = None) -> int:
 
     from jaxenergy import sweeps
     from jaxenergy.report import verdicts as report
+    from jaxenergy.report.sweep import SweepView
     from jaxenergy.studies import STUDIES, Context, running
     from jaxenergy.studies.findings import render_findings
 
@@ -86,6 +92,7 @@ def run(name: str | None = None) -> int:
         out=Path(given.out),
         meters=given.meters,
         powercap_root=given.powercap_root,
+        lock_dir=given.lock_dir,
         command=_command(name),
         machines=tuple(map(Path, given.machines)),
         csv=tuple(map(Path, given.from_csv)),
@@ -100,9 +107,8 @@ def run(name: str | None = None) -> int:
         forecast = sweeps.forecast(sweeps.plan(configs), out=request.out) if configs else None
         report.print_designs(designed, forecast, console)
         return 0
-    outcome = running.run(
-        request, report.SweepLines(console), lambda record: report.print_record(record, console)
-    )
+    with SweepView(console) as view:
+        outcome = running.run(request, view, lambda record: report.print_record(record, console))
     for text in outcome.failed:
         console.print(text, markup=False)
     if not outcome.records:

@@ -210,6 +210,7 @@ def made_up(rng: np.random.Generator, config: RunConfig) -> dict:
     joules, seconds = parameters * 1e-6 * np.exp(rng.normal(0, 0.05, 2))
     row = truth.make_row(cell, config.seed, joules, seconds)
     row |= {
+        "config.updates": updates,
         "updates": updates,
         "iterations": updates,
         "parameters": parameters,

@@ -19,7 +19,7 @@ p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 def test_one_sided_tests_are_those_of_scipy(values, bound):
     estimate = inference.mean_of(np.array(values))
     for name, ours in (("greater", inference.p_above), ("less", inference.p_below)):
-        theirs = stats.ttest_1samp(values, bound, alternative=name).pvalue
+        _, theirs = stats.ttest_1samp(values, bound, alternative=name)
         assert ours(estimate, bound) == pytest.approx(theirs, abs=1e-9)
 
 
@@ -77,9 +77,10 @@ def test_pairs_are_equivalent_one_by_one():
 def test_a_line_is_that_of_scipy():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(2, 9))
-    ours, theirs = inference.line(x, y), stats.linregress(x, y)
-    assert ours.value == pytest.approx(theirs.slope)
-    assert ours.standard_error == pytest.approx(theirs.stderr)
+    ours = inference.line(x, y)
+    slope, _, _, p, _ = stats.linregress(x, y)
+    assert ours.value == pytest.approx(slope)
+    assert inference.p_outside(ours, 0.0, 0.0) == pytest.approx(p)
 
 
 def test_a_line_without_scatter_fits_and_a_curve_does_not():

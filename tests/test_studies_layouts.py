@@ -126,7 +126,7 @@ def test_a_table_of_runs(tmp_path):
 
 
 def test_what_is_wrong_is_said(tmp_path):
-    train, power = zeus(tmp_path)
+    train, _ = zeus(tmp_path)
     with pytest.raises(UsageError, match=r"summary_train and Zeus, summary_power"):
         read_csv_rows([train])
     with pytest.raises(UsageError, match="two files"):

@@ -12,8 +12,9 @@ from jaxenergy.studies.core import VERDICTS
 
 
 def study(*arguments, cwd, **environment):
+    locks = f"--lock_dir={cwd}/locks"  # of its own: a real sweep of this machine is not waited for
     return subprocess.run(
-        [sys.executable, "-m", "experiments.study", *arguments],
+        [sys.executable, "-m", "experiments.study", *arguments, locks],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -1,6 +1,5 @@
-"""Studies on the terminal: which there are, how their sweep goes, and what was decided."""
+"""Studies on the terminal: which there are, what they need, and what was decided."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxenergy.registry import Registry
-from jaxenergy.sweeps import WAITING, Forecast, Progress
+from jaxenergy.sweeps import Forecast
 from jaxenergy.units import format_duration_s
 
 _STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow", "void": "dim"}
@@ -56,36 +55,6 @@ def print_designs(
     if len(known) < len(seconds):
         text += f" and {len(seconds) - len(known)} of unknown length"
     console.print(text, soft_wrap=True)
-
-
-class SweepLines:
-    """A line when a run has ended, at most every few seconds.
-
-    Args:
-        console: where to print.
-        every_s: between two lines.
-    """
-
-    def __init__(self, console: Console, every_s: float = 10.0):
-        self._console = console
-        self._every_s = every_s
-        self._told_s = float("-inf")
-        self._waiting = -1
-
-    def say(self, text: str) -> None:
-        """A sentence."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def show(self, progress: Progress) -> None:
-        """Tells how many runs are left and how long they take."""
-        cells = progress.result.cells
-        waiting = progress.result.count(WAITING)
-        now_s = time.monotonic()
-        if waiting == self._waiting or (waiting and now_s < self._told_s + self._every_s):
-            return
-        self._told_s, self._waiting = now_s, waiting
-        left = f", about {format_duration_s(progress.left_s)} left" if progress.left_s >= 1 else ""
-        self.say(f"{len(cells) - waiting} of {len(cells)} runs begun or done{left}")
 
 
 def print_record(record: Mapping[str, Any], console: Console) -> None:

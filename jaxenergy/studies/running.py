@@ -39,6 +39,7 @@ class Request:
         out: the folder of runs and results.
         meters: as for a run.
         powercap_root: where the powercap tree is.
+        lock_dir: where the locks of this machine's devices are.
         command: the command line that repeats it, as it may be published.
         machines: folders of results of several machines, for the study `hardware`.
         csv: others' files in place of runs.
@@ -50,6 +51,7 @@ class Request:
     out: Path
     meters: str
     powercap_root: str
+    lock_dir: str
     command: str
     machines: tuple[Path, ...] = ()
     csv: tuple[Path, ...] = ()
@@ -114,7 +116,11 @@ def run(
     if configs:
         _use_own_cache(request.out)
         result = sweeps.run(
-            sweeps.plan(configs), out=request.out, observer=observer, command=[request.command]
+            sweeps.plan(configs),
+            out=request.out,
+            observer=observer,
+            lock_dir=request.lock_dir,
+            command=request.command.split(),
         )
         if result.signum is not None:
             return Outcome((), (), exit_status=result.exit_status)
