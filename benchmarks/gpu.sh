@@ -5,7 +5,7 @@
 set -euo pipefail
 
 root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
-stages="instrument run tests measure zoo frameworks"
+stages="instrument run tests measure zoo frameworks studies"
 stage_s=475 # the stages keep to less themselves; this ends one that hangs
 
 # What each stage imports, with the package that brings it where the names differ.
@@ -14,6 +14,7 @@ declare -A modules=(
   [run]="absl=absl-py jax flax optax orbax.checkpoint=orbax-checkpoint numpy scipy rich pynvml=nvidia-ml-py"
   [tests]="absl=absl-py jax flax optax orbax.checkpoint=orbax-checkpoint numpy scipy rich pynvml=nvidia-ml-py pytest"
   [measure]="jax numpy scipy pynvml=nvidia-ml-py"
+  [studies]="absl=absl-py jax flax optax orbax.checkpoint=orbax-checkpoint numpy scipy rich pynvml=nvidia-ml-py"
   [frameworks]="absl=absl-py jax flax optax numpy scipy rich torch pynvml=nvidia-ml-py"
   [zoo]="jax flax optax numpy scipy pynvml=nvidia-ml-py"
 )
@@ -28,6 +29,7 @@ STAGE: instrument  what the card's sensors do, and what attribution makes of the
        measure     joules of single kernels
        frameworks  JAX against PyTorch, the ten families; takes about ten calls
        zoo         joules, time and share of the peak of every family's update, beside torch.compile
+       studies     the published claims, with verdicts on measured joules; takes about eight calls
        all         all of them, in this order
 Results are written to results/GPU/STAGE.json, check by check; a finished check is not done again.
 Status: 0 done, 1 a check failed, 2 cannot begin (the message says why), 75 call it again to go on.

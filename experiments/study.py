@@ -18,14 +18,15 @@ from jaxenergy.arguments import COUNT, Argument
 from jaxenergy.errors import UsageError, unknown_value
 
 POSITIONAL = "NAME"
-_BUDGETS = ("smoke", "small", "full")
+_BUDGETS = ("smoke", "small", "gpu", "full")
 _LIST = ("all",)
 
 define_run_flags(["out", "data_dir", "meters", "powercap_root"])
 define_flag(
     "budget",
     Argument(str, "small", choices=_BUDGETS),
-    "smoke: whether it works, in seconds; small: within an hour on two cores; full: for a paper.",
+    "smoke: whether it works, in seconds; small: within an hour on two cores; gpu: the same for a "
+    "GPU; full: for a paper.",
 )
 define_flag("seeds", Argument(int, None, COUNT, optional=True), "Seeds; default: the budget's.")
 define_flag(

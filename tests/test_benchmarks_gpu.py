@@ -51,13 +51,13 @@ def test_an_unknown_stage_is_refused_with_the_nearest():
     refused = gpu_sh("instrumnet")
     assert refused.returncode == 2
     assert "STAGE=instrumnet is unknown. Did you mean instrument?" in refused.stderr
-    assert "instrument run tests measure zoo frameworks all" in refused.stderr
+    assert "instrument run tests measure zoo frameworks studies all" in refused.stderr
 
 
 def test_without_a_stage_it_says_how_it_is_used():
     refused = gpu_sh()
     assert refused.returncode == 2
-    for stage in ("instrument", "run", "tests", "measure", "zoo", "frameworks", "all"):
+    for stage in ("instrument", "run", "tests", "measure", "zoo", "frameworks", "studies", "all"):
         assert f" {stage} " in refused.stderr
 
 

@@ -186,7 +186,7 @@ def test_designs(budget):
         }
         together = all_runs(designed)
         assert len(together) < sum(map(len, designed.values()))
-        assert len(together) <= {"smoke": 16, "small": 250, "full": 1000}[budget]
+        assert len(together) <= {"smoke": 16, "small": 250, "gpu": 250, "full": 1000}[budget]
 
 
 def test_designs_meet_their_own_minimum():

@@ -42,7 +42,7 @@ def test_the_list_of_studies(tmp_path):
     [
         (["dpeth"], "Did you mean 'depth'?"),
         ([], "NAME is missing"),
-        (["all", "--budget=huge"], "Allowed: full, small, smoke."),
+        (["all", "--budget=huge"], "Allowed: full, gpu, small, smoke."),
         (["all", "--seeds=0"], "--seeds=0"),
         (["depth", "--from_csv=absent.csv"], "absent.csv"),
         (["hardware", "--machines=absent"], "absent is no folder"),

@@ -2,6 +2,7 @@
 
 smoke   seconds a study: whether everything works; too little data for any verdict
 small   digits (and a part of CIFAR-10 where there is --data_dir) on two CPU cores, within an hour
+    gpu     as small, with networks that keep a card busy for seconds, and data as in full
 full    CIFAR-10 where there is --data_dir, else digits; ten seeds; what a paper would use
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 from jaxenergy.config import RunConfig
 from jaxenergy.errors import unknown_value
 
-BUDGETS = ("smoke", "small", "full")
+BUDGETS = ("smoke", "small", "gpu", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Context:
         """The data set of most runs."""
         if self.dataset:
             return self.dataset
-        return "cifar10" if self.budget == "full" and self.data_dir else "digits"
+        return "cifar10" if self.budget in ("gpu", "full") and self.data_dir else "digits"
 
     def run(self, **settings: Any) -> RunConfig:
         """A run of this budget: the base network, with some settings of its own."""
@@ -185,6 +186,38 @@ SCALES = {
         ),
         setup_updates=120,
         cifar10=(("cnn", 4, 8, 64), ("mlp", 2, 256, 128)),
+    ),
+    "gpu": Scale(
+        seeds=4,
+        target_seeds=5,
+        half_seeds=6,
+        depth=3,
+        width=2048,
+        batch_size=512,
+        updates=3_000,
+        learning_rate=0.03,
+        idle_seconds=0.0,
+        depths=(2, 3, 6),
+        lengths=(2_000, 4_000, 8_000, 16_000),
+        short_lengths=(250, 500, 1_000),
+        activations=("relu", "tanh", "gelu", "elu"),
+        rates=(0.001, 0.01, 0.1, 0.5),
+        batches=(32, 128, 512, 1024),
+        examples=1_000_000,
+        sgd_rates=(0.01, 0.03, 0.1),
+        adam_rates=(0.0001, 0.0003, 0.001),
+        target=0.5,
+        setups=(
+            ("mlp", 2, 1024, 512),
+            ("mlp", 2, 4096, 512),
+            ("mlp", 6, 2048, 256),
+            ("cnn", 4, 32, 512),
+            ("cnn", 6, 64, 256),
+            ("resnet", 8, 16, 512),
+            ("vit", 4, 128, 256),
+            ("mixer", 4, 128, 512),
+        ),
+        setup_updates=1_000,
     ),
     "full": Scale(
         seeds=10,

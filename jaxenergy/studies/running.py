@@ -26,7 +26,7 @@ from jaxenergy.studies.table import ENERGY, TIME, Quantity, Row, Table
 RESULTS_FOLDER = "studies"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Rounds of the instrument's probe, and seconds of each of its four parts.
-_PROBE = {"smoke": (2, 0.2), "small": (8, 1.0), "full": (20, 3.0)}
+_PROBE = {"smoke": (2, 0.2), "small": (8, 1.0), "gpu": (8, 1.5), "full": (20, 3.0)}
 
 
 @dataclasses.dataclass(frozen=True)
