@@ -316,6 +316,15 @@ def test_the_target_counts_what_was_needed_up_to_the_first_evaluation_that_reach
     assert target == {"accuracy": 0.95, "reached_at_update": 20, "energy_j": 31.0}
 
 
+def test_a_stretch_of_training_between_windows_does_not_hide_the_target():
+    lines = [
+        line("train", 10.0, 5.0, first_update=0, updates=20),
+        line("train", 0.5, 0.5, first_update=None, updates=0),
+    ]
+    target = summary_of(lines, EVALUATIONS, {**CONFIG, "target_accuracy": 0.95})["target"]
+    assert target == {"accuracy": 0.95, "reached_at_update": 20, "energy_j": 15.0}
+
+
 def test_the_target_leaves_out_what_a_rollback_undid():
     lines = [
         line("compile", 2, 0),

@@ -338,7 +338,8 @@ def _energy_until(
     ends = [
         position
         for position, (label, line) in enumerate(labelled)
-        if label == "train" and _reaches(line) == update
+        # Stretches between windows have no place in the training, and end at no update.
+        if label == "train" and line.get("first_update") is not None and _reaches(line) == update
     ]
     if not ends:
         return None, f"no window ends at update {update}"

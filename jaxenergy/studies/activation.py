@@ -50,7 +50,7 @@ STUDY = Study(
         Statement("ReLU takes more {cost} per update than the others.", test_relu_per_update),
         Statement("ReLU takes more {cost} to the accuracy than the others.", test_relu_to_accuracy),
     ),
-    minimum="two activations, one of them relu, three seeds of each; half of the runs that have an "
-    "accuracy to reach reach it",
+    minimum="two activations, one of them relu, three seeds of each; a third of the runs that have "
+    "an accuracy to reach reach it",
     design=grids.activation,
 )

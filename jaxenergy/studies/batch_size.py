@@ -112,6 +112,6 @@ STUDY = Study(
             test_optima_differ,
         ),
     ),
-    minimum="four batch sizes, three seeds of each; half of the runs reach the accuracy",
+    minimum="four batch sizes, three seeds of each; a third of the runs reach the accuracy",
     design=grids.rates_and_batches,
 )

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import METERED, Finding, Statement, Study
-from jaxenergy.studies.inference import mean_of, p_above, p_below
+from jaxenergy.studies.inference import mean_of, p_effect_above, p_effect_below
 from jaxenergy.studies.patterns import need, need_shape
 from jaxenergy.studies.table import Quantity, Table, blocks
 
@@ -37,8 +37,8 @@ def test_amortised(table: Table, quantity: Quantity) -> Finding:
         ci95,
         "updates",
         found.shape[0],
-        max(p_below(updates, limit) for updates in families),
-        min(1.0, len(families) * min(p_above(updates, limit) for updates in families)),
+        max(p_effect_below(updates, limit) for updates in families),
+        min(1.0, len(families) * min(p_effect_above(updates, limit) for updates in families)),
         f"updates until compiling is 1 %: {'; '.join(told)}; the effect is of the slowest, "
         f"{found.cells[slowest]}",
     )

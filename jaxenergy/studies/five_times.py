@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import Finding, Statement, Study
-from jaxenergy.studies.inference import mean_of, p_above, p_below
+from jaxenergy.studies.inference import mean_of, p_effect_above, p_effect_below
 from jaxenergy.studies.patterns import need, need_shape
 from jaxenergy.studies.table import Quantity, Table, blocks
 
@@ -52,8 +52,8 @@ def _worst_over_best(table: Table, quantity: Quantity, times: float) -> Finding:
         ci95,
         "ratio",
         n - n // 2,
-        1.0 if best_censored else p_above(ratio, np.log(times)),
-        1.0 if lost else p_below(ratio, np.log(times)),
+        1.0 if best_censored else p_effect_above(ratio, np.log(times)),
+        1.0 if lost else p_effect_below(ratio, np.log(times)),
         why,
     )
 

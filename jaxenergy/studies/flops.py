@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import METERED, Finding, Statement, Study
-from jaxenergy.studies.inference import mean_of, p_above, p_below
+from jaxenergy.studies.inference import mean_of, p_effect_above, p_effect_below
 from jaxenergy.studies.patterns import need
 from jaxenergy.studies.per_update import SETUP
 from jaxenergy.studies.table import Quantity, Table
@@ -59,8 +59,8 @@ def test_not_enough(table: Table, quantity: Quantity) -> Finding:
         ci95,
         "ratio, typical error of prediction",
         int(error.freedom) + 1,
-        p_above(error, _GOOD),
-        p_below(error, _GOOD),
+        p_effect_above(error, _GOOD),
+        p_effect_below(error, _GOOD),
         "each set-up predicted from all others",
     )
 
@@ -75,8 +75,8 @@ def test_bytes_help(table: Table, quantity: Quantity) -> Finding:
         ci95,
         "ratio of errors",
         int(gain.freedom) + 1,
-        p_above(gain, 0.0),
-        p_below(gain, 0.0),
+        p_effect_above(gain, 0.0),
+        p_effect_below(gain, 0.0),
         f"typical error {np.exp(without.mean()):.3g} times without, "
         f"{np.exp(with_bytes.mean()):.3g} times with bytes",
     )

@@ -56,6 +56,16 @@ def p_below(estimate: Estimate, bound: float) -> float:
     return p_above(mirrored, -bound)
 
 
+def p_effect_above(estimate: Estimate, bound: float) -> float:
+    """As `p_above` at the level of a two-sided test: below 5 % the 95 % interval lies above."""
+    return min(1.0, 2 * p_above(estimate, bound))
+
+
+def p_effect_below(estimate: Estimate, bound: float) -> float:
+    """As `p_below` at the level of a two-sided test: below 5 % the 95 % interval lies below."""
+    return min(1.0, 2 * p_below(estimate, bound))
+
+
 def p_within(estimate: Estimate, low: float, high: float) -> float:
     """P-value of the hypothesis that the truth is outside: two one-sided tests (TOST).
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import METERED, Finding, Statement, Study
-from jaxenergy.studies.patterns import need_shape
+from jaxenergy.studies.patterns import need, need_shape
 from jaxenergy.studies.table import Blocks, Quantity, Table, blocks
 
 # An iteration of the longer half may cost this much more or less than one of the shorter half.
@@ -29,10 +29,10 @@ def test_linear(table: Table, quantity: Quantity) -> Finding:
     high = inference.slopes(x[middle:], found.values[:, middle:])
     p_misfit, _, per_iteration = inference.lack_of_fit(x, found.values)
     # Slopes of single blocks may be negative where noise is large: the ratio is of their means.
-    ratio = inference.jackknife(
-        np.stack([low, high], axis=1),
-        lambda means: np.log(np.maximum(means[:, 1], 1e-300) / np.maximum(means[:, 0], 1e-300)),
-    )
+    both = np.stack([low, high], axis=1)
+    without_one = (both.sum(axis=0) - both) / (len(both) - 1)
+    need(bool(np.all(without_one > 0)), "the scatter is larger than what iterations cost")
+    ratio = inference.jackknife(both, lambda means: np.log(means[:, 1] / means[:, 0]))
     effect, ci95 = inference.ratio_of(ratio)
     return Finding(
         effect,
@@ -56,7 +56,7 @@ def test_intercept(table: Table, quantity: Quantity) -> Finding:
         intercept.interval(),
         quantity.unit,
         found.shape[0],
-        inference.p_above(intercept, 0.0),
+        inference.p_effect_above(intercept, 0.0),
         # Below a hundredth of the shortest run it is nothing.
         inference.p_below(intercept, 0.01 * float(found.values[:, 0].mean())),
         f"as much as {equal_to:.3g} iterations",

@@ -28,6 +28,6 @@ STUDY = Study(
     statements=(
         Statement("{cost} to the accuracy is U-shaped in the learning rate.", test_u_shape),
     ),
-    minimum="four learning rates, three seeds of each; half of the runs reach the accuracy",
+    minimum="four learning rates, three seeds of each; a third of the runs reach the accuracy",
     design=grids.rates_and_batches,
 )

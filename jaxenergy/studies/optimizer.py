@@ -134,6 +134,6 @@ STUDY = Study(
             equality=True,
         ),
     ),
-    minimum="sgd and adam, three seeds of each; half of the runs reach the accuracy",
+    minimum="sgd and adam, three seeds of each; a third of the runs reach the accuracy",
     design=grids.optimizer,
 )

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import Finding, Statement, Study, TooLittleData
-from jaxenergy.studies.inference import mean_of, p_above, p_below
+from jaxenergy.studies.inference import mean_of, p_effect_above, p_effect_below
 from jaxenergy.studies.patterns import need_shape
 from jaxenergy.studies.per_update import SETUP
 from jaxenergy.studies.table import Blocks, Quantity, Table, blocks
@@ -91,8 +91,8 @@ def test_costs(table: Table, quantity: Quantity) -> Finding:
         inference.block_bootstrap(both, _per_point),
         f"{quantity.unit} per point of test accuracy",
         len(points),
-        max(p_above(mean_of(points), 0.0), p_above(mean_of(ratio), 0.0)),
-        p_below(mean_of(points), _POINTS),
+        max(p_effect_above(mean_of(points), 0.0), p_effect_above(mean_of(ratio), 0.0)),
+        p_effect_below(mean_of(points), _POINTS),
         f"{points.mean():.3g} points for {np.exp(ratio.mean()):.3g} times the cost",
     )
 
@@ -122,8 +122,8 @@ def test_ever_more(table: Table, quantity: Quantity) -> Finding:
         ci95,
         "ratio of costs per point",
         len(both),
-        p_above(found, 0.0),
-        p_below(found, 0.0),
+        p_effect_above(found, 0.0),
+        p_effect_below(found, 0.0),
         "upper half of the front against the lower",
     )
 
