@@ -174,7 +174,7 @@ def test_a_record_has_what_the_report_reads():
     assert "ESTIMATED" in estimated.splitlines()[0]
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: f"budget {budget}")
 def test_designs(budget):
     for data_dir in (None, "DIR"):
         context = Context(budget, data_dir=data_dir)
