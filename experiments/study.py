@@ -49,16 +49,16 @@ for _name in ("from_csv", "machines", "write_findings", "preface", "dry_run", "l
     flags.declare_key_flag(_name)
 
 
-def run(name: str | None = None) -> int:
+def run(name: str) -> int:
     """Runs and judges; returns the exit status.
 
     Args:
-        name: a study's name or `all`; None with --list.
+        name: a study's name or `all`; empty where none is given, as with --list.
     """
     given = flags.FLAGS
     if given.list is not None and given.list not in _LIST:
         raise unknown_value("--list", given.list, _LIST)
-    if name is None and given.list is None:
+    if not name and given.list is None:
         raise UsageError(f"{POSITIONAL} is missing: a study's name, or all; --list prints them.")
 
     from rich.console import Console
@@ -122,10 +122,10 @@ def run(name: str | None = None) -> int:
     return outcome.exit_status
 
 
-def _command(name: str | None) -> str:
+def _command(name: str) -> str:
     """The command line without folders, which are nobody's business."""
     given = flags.FLAGS
-    parts = ["python -m experiments.study", str(name)]
+    parts = ["python -m experiments.study", name]
     if given.from_csv:
         parts.append("--from_csv=" + ",".join(Path(path).name for path in given.from_csv))
     else:
@@ -142,7 +142,7 @@ def _command(name: str | None) -> str:
 
 def main() -> None:
     """Entry point of the driver."""
-    launch(run, POSITIONAL, optional=True)
+    launch(run, POSITIONAL, default="")
 
 
 if __name__ == "__main__":
