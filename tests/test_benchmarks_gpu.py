@@ -227,6 +227,27 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak(tmp_path):
         assert "PyTorch" in found["why"]["torch_eager"]
 
 
+# --- the studies stage ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_studies_are_judged_on_the_joules_of_the_card(tmp_path):
+    library = simulated_nvml.build(tmp_path)
+    Cards(tmp_path / "state", [Card(name="NVIDIA H100 80GB HBM3", power_w=POWER_W)]).write()
+    arguments = ("studies", "--budget=smoke", f"--results={tmp_path / 'results'}", "--fresh")
+    env = simulated_nvml.environment(library, tmp_path / "state")
+    done = gpu_sh(*arguments, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stage = json.loads((tmp_path / "results/nvidia-h100-80gb-hbm3/studies.json").read_text())
+    assert stage["complete"]
+    studies = stage["checks"]["studies"]["studies"]
+    assert len(studies) == 14
+    assert studies["depth"]["provenance"] == "measured"
+    # A seed each is too little for any verdict, and joules that were measured are not void.
+    verdicts = {v["verdict"] for v in studies["depth"]["verdicts"] if v["quantity"] == "energy"}
+    assert verdicts == {"undecided"}
+
+
 # --- the results file -----------------------------------------------------------------------------
 
 
