@@ -32,6 +32,8 @@ WRONG = {
     "target_accuracy": [("0", "more than 0"), ("97", "at most 1")],
     "precision": [("float23", "float32")],
     "forms": [("plian", "plain")],
+    "init_from": [("no/such/folder", "no/such/folder")],
+    "trainable": [("haed", "head")],
     "seed": [("-1", "0 to"), ("4294967296", "0 to"), ("x", "whole number")],
     "dataset": [("cifar", "cifar10"), ("synthetic:8x8,clases=10", "classes")],
     "data_dir": [("no/such/folder", "no/such/folder")],
