@@ -207,6 +207,7 @@ UPDATES = {
     "adadelta": ("adadelta", {"rho": 0.8}, {"weight_decay": 0.1}),
     "adamax": ("adamax", {"eps": 1e-4}, {}),
     "rmsprop": ("rmsprop", {"eps_in_sqrt": False, "eps": 1e-4}, {}),
+    "muon": ("muon", {"nesterov": False}, {"weight_decay": 0.1}),
     "rmsprop-centered": (
         "rmsprop",
         {"eps_in_sqrt": False, "centered": True, "momentum": 0.9, "eps": 1e-4},
@@ -299,6 +300,8 @@ def test_updates_of_families_with_all_that_is_special(case):
 
 
 @pytest.mark.slow
+# TorchInductor still asks TorchScript for something that is deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("case", ["mlp-batch", "mobilenet"])
 def test_compiled_updates_are_the_same(case):
     program = make_program(case, "sgd", {"momentum": 0.9})

@@ -6,9 +6,10 @@ comparison of two programs that differ says nothing. docs/frameworks.md has the 
 side. The rate of an update comes from the schedule's own function, so both sides have the same.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,8 +44,10 @@ class Twin:
         fused: whether there is a fused implementation, also on the CPU.
         capturable: whether a CUDA graph can hold the update.
         own_decay: whether weight decay is a hyper-parameter of Optax's own function.
-        tolerance: the relative difference that twenty updates in float64 may make; updates are a
-            feedback, where what is rounded in one is carried on.
+        tolerances: the relative differences that the first and the twentieth update in float64 may
+            have; updates are a feedback, where what is rounded in one is carried on.
+        make_for_others: makes the optimizer of all parameters but the matrices, with
+            `adam_learning_rate`, where `make` takes matrices alone.
     """
 
     make: Callable[[Groups, Hyper, Kernels], TorchOptimizer]
@@ -57,7 +60,8 @@ class Twin:
     fused: bool = False
     capturable: bool = True
     own_decay: bool = False
-    tolerance: float = 1e-7
+    tolerances: tuple[float, float] = (1e-10, 1e-7)
+    make_for_others: Callable[[Groups, Hyper, Kernels], TorchOptimizer] | None = None
 
 
 def _sgd(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
@@ -141,6 +145,28 @@ def _rmsprop_refusal(optimizer: Optimizer) -> str | None:
     return None
 
 
+def _muon(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    return torch.optim.Muon(
+        groups,
+        momentum=hyper["beta"],
+        nesterov=False,
+        ns_coefficients=hyper["ns_coeffs"],
+        ns_steps=hyper["ns_steps"],
+        eps=hyper["eps"],
+    )
+
+
+def _muon_adam(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    betas = (hyper["adam_b1"], hyper["adam_b2"])
+    return torch.optim.AdamW(groups, betas=betas, eps=hyper["eps"], fused=True)
+
+
+def _muon_refusal(optimizer: Optimizer) -> str | None:
+    if hasattr(torch.optim, "Muon"):
+        return None
+    return f"from torch 2.9 on; this is {torch.__version__}"
+
+
 def _adagrad_refusal(optimizer: Optimizer) -> str | None:
     hyper = optimizer.hyper_parameters
     if hyper["initial_accumulator_value"] + hyper["eps"] > 0:
@@ -221,10 +247,33 @@ OPTIMIZERS: Mapping[str, Twin] = {
             "trace": lambda hyper, state: state["momentum_buffer"] * -hyper["learning_rate"],
         },
     ),
+    "muon": Twin(
+        _muon,
+        needs={
+            "nesterov": False,
+            "mu_dtype": None,
+            "adaptive": False,
+            "preconditioning": "frobenius",
+            "adam_eps_root": 0.0,
+            "consistent_rms": None,
+        },
+        refusal=_muon_refusal,
+        state={
+            "mu": lambda hyper, state: state.get("momentum_buffer", state.get("exp_avg")),
+            "nu": lambda hyper, state: state["exp_avg_sq"],
+        },
+        capturable=False,
+        own_decay=True,
+        # Optax divides by the norm plus eps, PyTorch by the larger of the two.
+        tolerances=(1e-6, 1e-5),
+        make_for_others=_muon_adam,
+    ),
 }
 
 # Of `torch.optim`, and yet without a twin: no argument makes the definitions the same.
 WITHOUT: Mapping[str, str] = {
+    "lbfgs": "its line search, its first step and its rule for what is remembered are not those of"
+    " torch.optim.LBFGS",
     "rprop": "Optax's (0.2.8) takes each step one update late, where torch.optim.Rprop takes it at"
     " once",
     "amsgrad": "Optax's takes the maximum of corrected second moments, PyTorch's of plain ones",
@@ -243,33 +292,55 @@ class Rule:
 
     def __init__(self, optimizer: Optimizer, parameters: Mapping[str, Tensor], *, capturable: bool):
         settings = optimizer.settings
-        self.twin = OPTIMIZERS[optimizer.name]
+        self.twin = twin = OPTIMIZERS[optimizer.name]
         self.parameters = parameters
         self.hyper = {**optimizer.hyper_parameters, "learning_rate": optimizer.learning_rate}
-        self._rates = _Rates(optimizer)
         self._updates = 0
         self._clip_norm = settings.clip_norm
-        decay = self.hyper["weight_decay"] if self.twin.own_decay else settings.weight_decay
+        decay = self.hyper["weight_decay"] if twin.own_decay else settings.weight_decay or 0.0
         tensors = list(parameters.values())
-        device = tensors[0].device
-        # In a graph the rate is a number in the device's memory, which changes without the graph.
-        self.captured = capturable and self.twin.capturable
-        self._rate = torch.tensor(self._rates[0], device=device) if self.captured else None
-        rate = self._rates[0] if self._rate is None else self._rate
-        matrices = [p for p in tensors if p.ndim >= 2]
-        groups: Groups = [{"params": tensors, "lr": rate, "weight_decay": 0.0}]
-        if decay:
+        self._device = tensors[0].device
+        self.captured = capturable and twin.capturable
+        self._parts: list[_Part] = []
+        if twin.make_for_others is None:
+            matrices = [p for p in tensors if p.ndim >= 2]
             vectors = [p for p in tensors if p.ndim < 2]
-            groups = [{"params": matrices, "lr": rate, "weight_decay": decay}]
-            if vectors:
-                groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
-        self.torch_optimizer = self.twin.make(groups, self.hyper, self._kernels(device))
+            decays = [(matrices, decay), (vectors, 0.0)] if decay else [(tensors, 0.0)]
+            self._add_part(twin.make, optimizer, optimizer.learning_rate, decays)
+        else:
+            matrices = [p for p in tensors if p.ndim == 2]
+            others = [p for p in tensors if p.ndim != 2]
+            rate = self.hyper["adam_learning_rate"] or optimizer.learning_rate
+            self._add_part(twin.make, optimizer, optimizer.learning_rate, [(matrices, decay)])
+            own_decay = self.hyper["adam_weight_decay"]
+            self._add_part(twin.make_for_others, optimizer, rate, [(others, own_decay)])
 
-    def _kernels(self, device: torch.device) -> Kernels:
+    def _add_part(
+        self,
+        make: Callable[[Groups, Hyper, Kernels], TorchOptimizer],
+        optimizer: Optimizer,
+        peak: float | None,
+        decays: list[tuple[list[Tensor], float]],
+    ) -> None:
+        """Adds an optimizer of some parameters, each group with its weight decay."""
+        assert peak is not None  # every optimizer that has a twin has a learning rate
+        rates = _Rates(optimizer, peak)
+        # In a graph the rate is a number in the device's memory, which changes without the graph.
+        tensor = torch.tensor(rates[0], device=self._device) if self.captured else None
+        rate = rates[0] if tensor is None else tensor
+        groups: Groups = [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for parameters, decay in decays
+            if parameters
+        ]
+        if groups:
+            self._parts.append(_Part(make(groups, self.hyper, self._kernels()), rates, tensor))
+
+    def _kernels(self) -> Kernels:
         kernels: Kernels = {}
         if self.twin.fused:
             kernels["fused"] = True
-        elif device.type == "cuda":
+        elif self._device.type == "cuda":
             kernels["foreach"] = True  # on the CPU it is a loop like any other
         if self.captured and self.twin.make is not _sgd:  # which has nothing that a graph minds
             kernels["capturable"] = True
@@ -277,15 +348,17 @@ class Rule:
 
     def set_rates(self) -> None:
         """Sets what changes from update to update; before each, outside any graph."""
-        rate = self._rates[self._updates]
+        update = self._updates
         self._updates += 1
-        if self._rate is not None:
-            self._rate.fill_(rate)
-        for group in self.torch_optimizer.param_groups:
-            if self._rate is None:
-                group["lr"] = rate
-            if self.twin.before_update is not None:
-                self.twin.before_update(group, self.hyper, self._updates)
+        for part in self._parts:
+            rate = part.rates[update]
+            if part.rate is not None:
+                part.rate.fill_(rate)
+            for group in part.optimizer.param_groups:
+                if part.rate is None:
+                    group["lr"] = rate
+                if self.twin.before_update is not None:
+                    self.twin.before_update(group, self.hyper, self._updates)
 
     def step(self) -> None:
         """Moves the parameters by their gradients, once."""
@@ -294,23 +367,50 @@ class Rule:
             norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
             # PyTorch divides by the norm plus 1e-6, Optax by the norm.
             torch.nn.utils.clip_grads_with_norm_(tensors, self._clip_norm, norm - 1e-6)
-        self.torch_optimizer.step()
+        for part in self._parts:
+            part.optimizer.step()
 
     def zero_grad(self) -> None:
         """Drops the gradients, so that the next ones are written and not added."""
-        self.torch_optimizer.zero_grad(set_to_none=True)
+        for part in self._parts:
+            part.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The optimizer's state by Optax's names, and in each by the parameters' names."""
         states: dict[str, dict[str, Tensor]] = {}
+        kept = {
+            tensor: state for part in self._parts for tensor, state in part.optimizer.state.items()
+        }
         for name, parameter in self.parameters.items():
             for key, convert in self.twin.state.items():
                 try:
-                    tensor = convert(self.hyper, self.torch_optimizer.state[parameter])
-                except KeyError:  # momentum that is off
+                    states.setdefault(key, {})[name] = convert(self.hyper, kept[parameter])
+                except KeyError:  # what a hyper-parameter switches off
                     continue
-                states.setdefault(key, {})[name] = tensor
-        return states
+        return {key: tensors for key, tensors in states.items() if tensors}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """An optimizer of some of the parameters, its rates, and the rate on the device, if there."""
+
+    optimizer: TorchOptimizer
+    rates: "_Rates"
+    rate: Tensor | None
+
+
+@contextlib.contextmanager
+def without_bfloat16() -> Iterator[None]:
+    """Lets PyTorch's own code compute in the dtype it is given where it says bfloat16 by itself.
+
+    `torch.optim.Muon` rounds to bfloat16 in its iteration, whatever the dtype of the parameters.
+    Float64 looks at the definition: the same code, without that rounding.
+    """
+    torch.Tensor.bfloat16 = torch.Tensor.clone  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del torch.Tensor.bfloat16  # the inherited method is seen again
 
 
 class _Rates:
@@ -318,10 +418,9 @@ class _Rates:
 
     _CHUNK = 1024
 
-    def __init__(self, optimizer: Optimizer):
+    def __init__(self, optimizer: Optimizer, peak: float):
         settings = optimizer.settings
-        assert optimizer.learning_rate is not None  # all that have a twin but L-BFGS have one
-        self._peak = optimizer.learning_rate
+        self._peak = peak
         self._factor, _ = build_schedule(settings.schedule or "constant", settings.total_updates)
         self._first = 0
         self._rates = np.empty(0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jaxenergy.errors import RunError
 from jaxenergy.torch_twin import transplant
 from jaxenergy.torch_twin.layers import FeedForward
-from jaxenergy.torch_twin.optimizers import OPTIMIZERS
+from jaxenergy.torch_twin.optimizers import OPTIMIZERS, without_bfloat16
 from jaxenergy.torch_twin.support import check_has_twin
 from jaxenergy.torch_twin.training import Mode, build_training
 from jaxenergy.training import steps
@@ -32,9 +32,6 @@ Leaves = dict[str, np.ndarray]
 # Of relative differences in the 2-norm; that of updates is in each optimizer's row.
 TOLERANCE = 1e-10
 UPDATES = 20
-
-# Float64 runs a few times on a few examples: compiling it well costs more than it gives back.
-_QUICKLY = {"xla_backend_optimization_level": 0}
 
 _OWN_DISTANCES = 10  # the difference in the program's own precision, in distances from float64
 _FEW_ULPS = 4
@@ -162,12 +159,12 @@ def compare_passes(
     indices = _draw_batches(program, 1)[0]
     with _float64():
         exact_looks = (
-            _look_in_jax(exact, noisy, indices, _QUICKLY),
+            _look_in_jax(exact, noisy, indices),
             _look_in_torch(exact, noisy, indices, device, torch.float64),
         )
         checks = _compare_exact_looks(*exact_looks)
     looks = (
-        _look_in_jax(program, noisy, indices, None),
+        _look_in_jax(program, noisy, indices),
         _look_in_torch(program, noisy, indices, device, None),
     )
     return checks + _compare_own_precision(program.model.precision, looks, exact_looks)
@@ -244,7 +241,7 @@ def _float64() -> Iterator[None]:
         device = jax.local_devices()[0]
     torch.set_default_dtype(torch.float64)
     try:
-        with jax.enable_x64(True), jax.default_device(device):
+        with jax.enable_x64(True), jax.default_device(device), without_bfloat16():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -271,7 +268,6 @@ def _look_in_jax(
     program: Program,
     variables: PyTree,
     indices: np.ndarray,
-    compiler_options: dict[str, Any] | None,
 ) -> _Look:
     prepare, gradients = steps.make_prepare(program), steps.make_gradients(program)
 
@@ -286,7 +282,7 @@ def _look_in_jax(
         (_, stats), grads = gradients(variables["params"], variables.get("batch_stats", {}), batch)
         return logits, grads, stats, seen["intermediates"]
 
-    logits, grads, stats, layers = jax.jit(look, compiler_options=compiler_options)(
+    logits, grads, stats, layers = jax.jit(look)(
         _cast(variables, program), _take_batch(program, indices)
     )
     outputs = {
@@ -392,7 +388,7 @@ def _update_in_jax(program: Program, variables: PyTree, batches: np.ndarray) -> 
         update=jnp.int32(0),
         position=jnp.int32(0),
     )
-    jitted = jax.jit(update, compiler_options=_QUICKLY)
+    jitted = jax.jit(update)
     snapshots, kept = [], (0, len(batches) - 1)
     for index, indices in enumerate(batches):
         state = jitted(state, _take_batch(program, indices))
@@ -427,9 +423,9 @@ def _compare_snapshots(
     """Compares snapshots: parameters relative to the way they went, the rest to its own size."""
     start = _leaves(variables["params"])
     checks = []
-    later = OPTIMIZERS[program.optimizer.name].tolerance
+    tolerances = OPTIMIZERS[program.optimizer.name].tolerances
     for when, tolerance, a, b in zip(
-        ("first update", "last update"), (TOLERANCE, later), ours, theirs, strict=True
+        ("first update", "last update"), tolerances, ours, theirs, strict=True
     ):
         way = _distance(_ravel(a.params, start), _ravel(start, start))
         name = f"{what}, {when}"

@@ -32,6 +32,10 @@ def check_has_twin(program: Program) -> None:
                 f"--model={model.family} with {option}={value:g} has no twin in PyTorch: no two"
                 f" frameworks draw the same random numbers. Give {option}=0."
             )
+    if program.frozen:
+        raise UsageError(
+            "--trainable has no twin in PyTorch: only trainings of all layers have. Leave it out."
+        )
     if program.augment:
         raise UsageError(
             "--augment has no twin in PyTorch: no two frameworks draw the same random numbers."
