@@ -248,7 +248,7 @@ def _prepare(design: Design, model: str, inputs: Path, stop: "_Stop") -> dict[st
         framework=",".join(design.frameworks),
         tf32=design.tf32,
     )
-    done = _run_process(request, {}, stop, f"{model}: preparing")
+    done = _run_process(request, {}, stop, "preparing")
     return done or {"parity": None, "meter_notes": []}
 
 
@@ -276,7 +276,7 @@ def _measure(
         seconds=design.seconds,
         tf32=design.tf32,
     )
-    what = f"{model}: {framework}, block {block + 1}"
+    what = f"{framework}, block {block + 1},"
     record = _run_process(request, _caches(cache.resolve()), stop, what)
     if record is None:
         return None

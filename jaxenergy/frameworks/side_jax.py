@@ -20,8 +20,7 @@ class JaxSide(Side):
     """
 
     def __init__(self, config: RunConfig, variant: str, inputs: Inputs):
-        forms = {"forms": variant} if hasattr(config, "forms") else {}
-        self._config = dataclasses.replace(config, **forms)
+        self._config = dataclasses.replace(config, forms=variant)
         self._inputs = inputs
         self.updates_per_call = inputs.facts["updates_per_call"] if variant == "auto" else 1
         self._update = 0
@@ -103,7 +102,7 @@ class JaxSide(Side):
             "version": self._jax.__version__,
             "device": self._device.device_kind,
             "threads": len(os.sched_getaffinity(0)),
-            "forms": getattr(self._config, "forms", None),
+            "forms": self._config.forms,
             "matmul_precision": self._jax.config.jax_default_matmul_precision or "default",
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
         }
