@@ -361,9 +361,12 @@ def test_the_weakest_provenance_is_told_and_differing_versions_are_warned_of():
     processes = make_processes()
     processes[0]["provenance"] = "estimated"
     processes[1]["environment"] = {"versions": {"jax": "2"}}
+    processes[2]["others_busy_cores"] = 1.27
     entry = summarise(processes)
     assert entry["provenance"] == "estimated"
-    assert entry["warnings"] == ["the processes do not all have the same versions"]
+    versions, disturbed = entry["warnings"]
+    assert versions == "the processes do not all have the same versions"
+    assert disturbed.startswith("in 1 of 10 processes other programs kept up to 1.3 cores busy")
 
 
 @pytest.mark.parametrize(

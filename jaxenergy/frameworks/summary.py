@@ -21,6 +21,8 @@ UNFINISHED = "unfinished"
 
 # Relative, after four updates; rounding makes 1e-5 of it in float32.
 _SAME_LOSS = {"float32": 1e-3, "bfloat16": 2e-2}
+# Of other programs, from which on a process's times are not its own alone.
+_DISTURBING_CORES = 0.2
 _TOO_FEW = "an interval needs two processes"
 _NO_COLD = "no process of it compiled anew"
 _UNITS = {"j": "energy_j", "s": "duration_s"}
@@ -298,6 +300,12 @@ def _warnings(processes: Sequence[Process]) -> list[str]:
     modified = any((p["environment"].get("git") or {}).get("modified") for p in processes)
     if modified:
         found.append("the source had changes that were not committed")
+    busy = [process.get("others_busy_cores") or 0.0 for process in processes]
+    if disturbed := [cores for cores in busy if cores > _DISTURBING_CORES]:
+        found.append(
+            f"in {len(disturbed)} of {len(busy)} processes other programs kept up to"
+            f" {max(disturbed):.1f} cores busy, which slows frameworks down unequally"
+        )
     contaminated = dict.fromkeys(
         sentence
         for process in processes

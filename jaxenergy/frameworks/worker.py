@@ -34,6 +34,7 @@ from jaxenergy.frameworks.inputs import Inputs, read_inputs
 from jaxenergy.frameworks.request import Request
 from jaxenergy.frameworks.side import Side, read_host_bytes
 from jaxenergy.meters import Device, Meters, open_meters
+from jaxenergy.meters.cpu_time import OtherProcesses
 from jaxenergy.records.environment import read_environment
 from jaxenergy.records.files import read_document, write_json_atomic
 from jaxenergy.records.summary import add_energy
@@ -71,7 +72,9 @@ def measure(request: Request) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
     with open_meters(config.meters, [device], powercap_root=config.powercap_root) as meters:
         with Ledger(meters, fence=lambda _: side.fence(), on_line=lines.append) as ledger:
+            others = OtherProcesses()
             updates, first_losses = _train(side, ledger, meters, request.seconds)
+            busy_cores = others.read_busy_cores()
             peak = _read_peaks(side)
             loss = side.loss()
             if config.idle_seconds and any(d.provenance != "estimated" for d in meters.domains):
@@ -93,6 +96,7 @@ def measure(request: Request) -> dict[str, Any]:
         "counted_domains": list(meters.counted_domains),
         "updates": updates,
         "updates_per_call": side.updates_per_call,
+        "others_busy_cores": busy_cores[0] if busy_cores else None,
         "first_losses": first_losses if side.updates_per_call == 1 else None,
         "loss": loss,
         "peak_memory": peak,
