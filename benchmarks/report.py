@@ -50,8 +50,12 @@ def measure(what: str, root: Path, out: Path, *flags: str) -> None:
     before = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     took_s = time.monotonic() - before
-    own_kb, child_kb = map(int, done.stderr.split()[-2:])
-    print(f"{what}: {took_s:.1f} s, {own_kb / 1e6:.2f} GB, largest child {child_kb / 1e6:.2f} GB")
+    own_kb, child_kb, busy_s = map(float, done.stderr.split()[-3:])
+    print(
+        f"{what}: {took_s:.1f} s, {busy_s:.1f} s of processors, {own_kb / 1e6:.2f} GB,"
+        f" largest child {child_kb / 1e6:.2f} GB",
+        flush=True,
+    )
 
 
 # Both processes that read and draw count against the bound.
@@ -63,9 +67,10 @@ try:
     main()
 except SystemExit as end:
     code = end.code
-own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(own, child, file=sys.stderr)
+own = resource.getrusage(resource.RUSAGE_SELF)
+child = resource.getrusage(resource.RUSAGE_CHILDREN)
+busy_s = own.ru_utime + own.ru_stime + child.ru_utime + child.ru_stime
+print(own.ru_maxrss, child.ru_maxrss, busy_s, file=sys.stderr)
 sys.exit(code)
 """
 

@@ -8,6 +8,7 @@ python -m experiments.report runs --to=tensorboard   # metrics for what you alre
 FOLDER holds runs at any depth, or is one run's folder; the default is runs.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
@@ -71,7 +72,11 @@ def run(folder: str) -> None:
     if _WATCH.value:
         every_s = _EVERY.value
         try:
-            watch(lambda: build_report(root, out, rates, reload_s=every_s), print, every_s)
+            watch(
+                lambda: build_report(root, out, rates, reload_s=every_s),
+                functools.partial(print, flush=True),
+                every_s,
+            )
         except KeyboardInterrupt:
             print(build_report(root, out, rates).page)
         return

@@ -466,7 +466,12 @@ def test_bad_flags_are_refused_in_a_few_lines(tmp_path, flags, words):
 def test_watching_follows_what_runs_do(tmp_path):
     root, out = tmp_path / "runs", tmp_path / "report"
     make_run(root / "a", windows=1)
-    command = [sys.executable, "-m", "experiments.report", str(root), f"--out={out}", "--watch"]
+    # A shell's background job ignores SIGINT, and so would what the tests start there.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from experiments.report import main; main()"
+    )
+    command = [sys.executable, "-c", code, str(root), f"--out={out}", "--watch"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [*command, "--watch_seconds=0.1"],
