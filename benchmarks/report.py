@@ -23,7 +23,7 @@ from made_up_runs import make_runs
 
 def main() -> None:
     """Makes the runs and times the reports."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--keep", type=Path, help="make the folders here, and leave them")

@@ -420,6 +420,7 @@ def make_documents(root: Path) -> None:
     }
     for path, document in (
         (root / "studies" / "optimizer.json", study),
+        (root / "studies" / "on-the-way.json", {"gate": None}),
         (root / "elsewhere" / "study.json", {**study, "schema": 99}),
         (root / "sweeps" / "5weep" / "sweep.json", sweep),
         (root / "compare" / "compare.json", compare),

@@ -200,6 +200,7 @@ def test_documents_are_read_by_their_schema(demo):
     assert resnet.pairs[0].crossover.value == 1250.0
     assert (vit.status, vit.why) == ("refused", "parity fails at block 2")
     reasons = dict(documents.refused)
+    assert len(reasons) == 2
     assert "schema is 99" in reasons["elsewhere/study.json"]
     assert "no JSON object" in reasons["compare-old/compare.json"]
 
@@ -228,6 +229,8 @@ def test_the_answer_keeps_provenances_apart(demo):
     assert labels[0] == "trained"
     claims = next(item.text for item in answer if item.label == "claims")
     assert claims.startswith("4 statements of 1 study tested: 1 supported, 1 refuted")
+    frameworks = next(item for item in answer if item.label == "frameworks")
+    assert "torch takes 1.4 times the joules of jax an update" in frameworks.text
     assert "1 failed" in answer[-1].text
 
 

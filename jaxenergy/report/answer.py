@@ -76,7 +76,8 @@ def make_answer(index: Index, documents: Documents, rates: Rates) -> list[Statem
         Statements, the most important first.
     """
     runs = [run for run in index.runs if run["state"] != FOREIGN]
-    statements = [_trained(runs)]
+    beside = documents.studies or documents.sweeps or documents.comparisons
+    statements = [_trained(runs)] if runs or not beside else []
     for provenance in PROVENANCE_MEANING:
         some = [run for run in runs if run["provenance"] == provenance]
         if some:
@@ -91,6 +92,7 @@ def make_answer(index: Index, documents: Documents, rates: Rates) -> list[Statem
         many = _count(len(verdicts), "statement")
         studies = _count(len(documents.studies), "study", "studies")
         statements.append(Statement("claims", f"{many} of {studies} tested: {', '.join(counts)}."))
+    statements += _frameworks(documents)
     if troubles := _troubles(index):
         statements.append(Statement("to look at", troubles))
     return statements
@@ -187,6 +189,22 @@ def _best(index: Index) -> list[Statement]:
             )
         statements.append(Statement("best", text + ".", provenance))
     return statements
+
+
+def _frameworks(documents: Documents) -> list[Statement]:
+    """For each model what a framework takes of another, the first few of them."""
+    statements = []
+    for comparison in documents.comparisons:
+        ratios = [
+            f"{pair.framework} takes {pair.energy_ratio.value:.3g} times the joules of"
+            f" {pair.reference} an update"
+            for pair in comparison.pairs
+            if pair.energy_ratio.value is not None
+        ]
+        if ratios:
+            text = f"{comparison.model}: {'; '.join(ratios[:_MOST_NAMES])}."
+            statements.append(Statement("frameworks", text, comparison.provenance))
+    return statements[:_MOST_NAMES]
 
 
 def _troubles(index: Index) -> str:

@@ -16,6 +16,7 @@ from jaxenergy.records.files import plain_text
 
 SCHEMA = 1
 VERDICTS = ("supported", "refuted", "undecided", "void")
+_NAMES = ("study.json", "sweep.json", "compare.json")
 _PROVENANCES = ("measured", "simulated", "estimated", "none")
 
 
@@ -198,6 +199,8 @@ def read_documents(found: Sequence[tuple[str, Mapping[str, Any] | str]]) -> Docu
         try:
             if isinstance(content, str):
                 raise _RefusedError(content)
+            if PurePath(path).name not in _NAMES and "verdicts" not in content:
+                continue  # beside a study's result lies what it needed on the way
             schema = content.get("schema")
             if schema != SCHEMA or isinstance(schema, bool):
                 shown = plain_text(schema, 60)
@@ -295,7 +298,7 @@ def _read_comparisons(path: str, content: Mapping[str, Any]) -> list[Comparison]
                 path=path,
                 model=plain_text(model, 60),
                 status=_text(entry.get("status")),
-                why=_text(_table(entry.get("why")).get("status")),
+                why=plain_text(_text(_table(entry.get("why")).get("status")), 300),
                 provenance=_provenance(entry.get("provenance")),
                 device=_device(entry.get("device")),
                 command=_command(content.get("command")),

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from jaxenergy.report import groups
 from jaxenergy.report.build import Report
-from jaxenergy.report.page import list_problems, show_effect
+from jaxenergy.report.page import PAIR_COLUMNS, list_problems, pair_rows, show_effect
 from jaxenergy.report.terminal import PROVENANCE_WORDS
 from jaxenergy.units import format_si
 
@@ -39,6 +39,11 @@ def print_overview(report: Report, console: Console) -> None:
                 Text(verdict.why),
             )
         console.print(verdicts)
+    if rows := pair_rows(report.documents):
+        pairs = _table("Frameworks, in pairs", *(heading for _, heading in PAIR_COLUMNS))
+        for row in rows:
+            pairs.add_row(*(Text(row.get(key, "")) for key, _ in PAIR_COLUMNS))
+        console.print(pairs)
     for (dataset, provenance, device, _), runs in groups.comparable(report.index.runs).items():
         front = groups.pareto_front(runs)
         if not front:
