@@ -1,7 +1,7 @@
 """The table of all families in docs/frameworks.md, from a comparison's `compare.json`.
 
     python -m experiments.compare --models=all --frameworks=jax,jax_plain,torch,torch_compile
-        --cold_compiles=1 --seconds=2 --idle_seconds=0 --name=zoo
+        --cold_compiles=1 --seconds=1.5 --idle_seconds=0 --name=zoo
     python benchmarks/frameworks_table.py runs/zoo/compare.json [results/GPU/frameworks-*.json]
 
 Further files, as `benchmarks/gpu.sh frameworks` leaves them, fill the column of the GPU.

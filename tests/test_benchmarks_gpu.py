@@ -192,7 +192,8 @@ def test_frameworks_are_compared_by_the_joules_of_the_card(tmp_path):
         assert told["processes"] == 2
         # Constant power, so that joules are seconds times it, whatever the framework.
         assert told["power_w"]["mean"] == pytest.approx(POWER_W, rel=0.1)
-        assert told["net_per_update_j"]["mean"] < 0.1 * told["per_update_j"]["mean"]
+        # The idle power is that too, as well as a few ticks of it tell.
+        assert abs(told["net_per_update_j"]["mean"]) < 0.5 * told["per_update_j"]["mean"]
     (pair,) = entry["pairs"]
     assert pair["energy_ratio"]["ratio"] == pytest.approx(pair["time_ratio"]["ratio"], rel=0.1)
     text = (folder / "frameworks-mlp.json").read_text()
