@@ -151,6 +151,27 @@ def test_unfinished_and_failed_runs_are_left_out_and_diverged_ones_are_not():
     assert len(table) == 2
 
 
+def test_set_ups_that_diverge_are_no_hindrance_to_compare_the_others():
+    rng = np.random.default_rng(5)
+    cells = [{"learning_rate": r, "batch_size": 16} for r in (0.001, 0.01, 0.1, 1.0, 10.0)]
+    needed = np.log([0.9, 0.3, 0.05, 0.2, 0.2])
+    made = truth.make_reaching(rng, cells, 6, energy=[0.0] * 5, needed=needed, reach=0.05)
+    for row in made:
+        if row["config.learning_rate"] == 10.0:
+            row |= {
+                "state": "failed",
+                "why": "the training loss became nan within update 3",
+                "target.reached_at_update": None,
+                "updates": 3,
+                "energy_j.by_phase.train": 1.0,
+            }
+    five = judge(STUDIES["five_times"], Table(made))[0]
+    assert five.verdict == SUPPORTED
+    assert five.effect == pytest.approx(18, rel=0.3)
+    u_shape = judge(STUDIES["learning_rate"], Table(made))[0]
+    assert u_shape.verdict == SUPPORTED
+
+
 def test_a_record_has_what_the_report_reads():
     verdicts = judge(STUDIES["depth"], Table(effects("measured")))
     record = to_json(

@@ -29,7 +29,10 @@ def _worst_over_best(table: Table, quantity: Quantity, times: float) -> Finding:
     # Equal accuracy: a set-up that did not reach it in the first half is not one of those compared.
     equal = np.flatnonzero(share.values[first].min(axis=0) == 1)
     need(len(equal) >= 2, "fewer than two set-ups reach the accuracy")
-    plain = blocks(table.seeds, cells, np.log(cost)).values
+    # A run that diverged has no cost to the accuracy; it is among the dearest at the least.
+    known = np.where(np.isfinite(cost), cost, np.max(cost[np.isfinite(cost)], initial=0.0))
+    need(bool(np.all(known > 0)), "a cost to the accuracy is not known")
+    plain = blocks(table.seeds, cells, np.log(known)).values
     mean = plain[first].mean(axis=0)[equal]
     worst, best = equal[int(mean.argmax())], equal[int(mean.argmin())]
     lost = int((share.values[second][:, [worst, best]] < 1).sum())
