@@ -414,7 +414,7 @@ def test_the_document_is_strict_json_and_prints():
     assert "jax takes less beyond 3,0" in text
     assert "torch takes less at any number of updates" in text
     assert "refused: the first layer differs" in text
-    assert "an interval needs two" in text
+    assert "no interval: an interval needs two" in text
 
 
 # --- running processes ----------------------------------------------------------------------------

@@ -28,8 +28,8 @@ def print_comparison(document: Mapping[str, Any], folder: str, console: Console)
         console.print(_zoo_table(document))
     console.print(
         Text(
-            "A process is one observation; intervals are 95 %, each for itself. Ratios are means of"
-            " ratios within blocks."
+            "A process is one observation; intervals are 95 %, each for itself, and need two of"
+            " them. Ratios are means of ratios within blocks."
         )
     )
     console.print(Text("Folder: ").append(folder), soft_wrap=True)
@@ -48,6 +48,9 @@ def _print_model(name: str, entry: Mapping[str, Any], reference: str, console: C
         console.print(Text("The programs are the same: parity was checked first."))
     words, style = PROVENANCE_WORDS[entry["provenance"]]
     console.print(Text(f"Energy: {words}. Times are measured.", style=style))
+    for told in list(entry["frameworks"].values())[:1]:
+        cold = told["cold_compiles"]
+        console.print(Text(f"n = {told['processes']} processes each, {cold} compiled anew."))
     console.print(_costs_table(entry))
     if entry["pairs"]:
         console.print(_ratios_table(entry, reference))
@@ -73,21 +76,22 @@ def _headline(name: str, entry: Mapping[str, Any]) -> str:
 
 def _costs_table(entry: Mapping[str, Any]) -> Table:
     updates = entry["training_updates"]
-    table = _table(
-        *("", "n", "time", "power", "energy", "± (95 %)", "start-up", "compile"),
-        *(f"{updates:,} upd.", "memory"),
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.title_justify, table.title_style = "left", "bold"
+    table.title = (
+        f"An update; starting and compiling; a training of {updates:,} updates; peak memory"
     )
-    table.title = f"An update; starting, compiling; a training of {updates:,} updates; peak memory"
+    for heading in ("", "time", "power", "energy, 95 %", "start", "compile", f"{updates:,}"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
     for name, told in entry["frameworks"].items():
         peak = told["peak_memory"]
         which = "device_bytes" if peak["device_bytes"].get("mean") is not None else "host_bytes"
         table.add_row(
             name,
-            str(told["processes"]),
             format_si(told["per_update_s"]["mean"], "s"),
             format_si(told["power_w"]["mean"], "W"),
-            format_si(told["per_update_j"]["mean"], "J"),
-            _half_width(told["per_update_j"]),
+            format_si(told["per_update_j"]["mean"], "J") + _half_width(told["per_update_j"]),
             _cost(told, "start_up"),
             _cost(told, "compile"),
             _cost(told, "training"),
@@ -175,7 +179,7 @@ def _ratio_cells(found: Mapping[str, Any]) -> tuple[str, str]:
     if found["ratio"] is None:
         return _UNKNOWN, found["why"]
     if found["ci95"] is None:
-        return f"{found['ratio']:.3g}", found["why"]
+        return f"{found['ratio']:.3g}", "none"
     return f"{found['ratio']:.3g}", f"{found['ci95'][0]:.3g} to {found['ci95'][1]:.3g}"
 
 
@@ -190,7 +194,7 @@ def _ratio(found: Mapping[str, Any]) -> str:
 def _half_width(found: Mapping[str, Any]) -> str:
     if found["mean"] is None or found["ci95"] is None or found["mean"] <= 0:
         return ""
-    return f"{(found['ci95'][1] - found['ci95'][0]) / 2 / found['mean']:.1%}"
+    return f" ± {(found['ci95'][1] - found['ci95'][0]) / 2 / found['mean']:.1%}"
 
 
 def _table(*headings: str) -> Table:
