@@ -701,3 +701,24 @@ def test_the_published_counts_add_up():
         assert sum(one.train_counts) == total
         assert sum(one.test_counts) == 10_000
         assert len(one.train_counts) == len(one.test_counts) == one.facts.classes
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 50))
+def test_a_part_has_as_many_of_every_class_and_keeps_the_order(classes, examples):
+    labels = np.array(classes, np.int32)
+    inputs = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    part = dataset.take_evenly(dataset.Split(inputs, labels), examples)
+    assert part.examples == min(examples, len(labels))
+    assert np.all(np.diff(part.inputs[:, 0, 0, 0].astype(int)) > 0)
+    counts = np.bincount(part.labels, minlength=4)
+    for one in range(4):
+        for other in range(4):
+            fewer_left = counts[one] == np.sum(labels == one)
+            assert fewer_left or counts[other] <= counts[one] + 1
+
+
+def test_a_part_of_a_published_set_is_asked_for_by_one_option(tmp_path):
+    with pytest.raises(UsageError, match="Did you mean 'examples'"):
+        data.load("cifar10:exmples=5", data_dir=tmp_path)
+    with pytest.raises(UsageError, match="a whole number at least 1"):
+        data.load("cifar10:examples=0", data_dir=tmp_path)
