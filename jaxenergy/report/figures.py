@@ -628,7 +628,8 @@ def make_power(
         title=name,
         caption=(
             f"Mean power of each window or phase with its interval (95 %), {record['provenance']};"
-            " phases are shaded. " + _tick_words(environment, domains, ticks)
+            " phases are shaded; what of an interval reaches beyond the frame is in the data. "
+            + _tick_words(environment, domains, ticks)
         ),
         columns=(
             ("domain", "domain"),
@@ -643,14 +644,21 @@ def make_power(
         ),
         rows=rows,
         command=record["command"],
-        spec=_power_spec(present, domains, bool(ticks) and ticks <= _MOST_TICKS),
+        spec=_power_spec(
+            present,
+            domains,
+            bool(ticks) and ticks <= _MOST_TICKS,
+            max((row["power_w"] for row in rows if row["kind"] == "power"), default=0.0),
+        ),
     )
 
 
 _POWER_HEIGHT = 280
 
 
-def _power_spec(phases: Sequence[str], domains: Sequence[str], ticks: bool) -> dict[str, Any]:
+def _power_spec(
+    phases: Sequence[str], domains: Sequence[str], ticks: bool, most_w: float
+) -> dict[str, Any]:
     x = {
         "field": "start_s",
         "type": "quantitative",
@@ -663,6 +671,8 @@ def _power_spec(phases: Sequence[str], domains: Sequence[str], ticks: bool) -> d
         "type": "quantitative",
         "title": "mean power (W)",
         "axis": {"tickCount": 6},
+        # The interval of a window shorter than a tick may be many times its power: it is cut.
+        "scale": {"domain": [0, 1.25 * most_w or 1.0]},
     }
     dashes = {
         "field": "domain",
@@ -699,7 +709,7 @@ def _power_spec(phases: Sequence[str], domains: Sequence[str], ticks: bool) -> d
         },
         {
             "transform": [{"filter": "datum.kind == 'power'"}],
-            "mark": {"type": "rect", "color": INK, "opacity": 0.18},
+            "mark": {"type": "rect", "color": INK, "opacity": 0.18, "clip": True},
             "encoding": {
                 "x": x,
                 "x2": {"field": "end_s"},
