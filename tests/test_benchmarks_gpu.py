@@ -204,6 +204,7 @@ def test_frameworks_are_compared_by_the_joules_of_the_card(tmp_path):
 # --- the zoo stage over a simulated card ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_zoo_tells_joules_time_and_share_of_the_peak(tmp_path):
     library = simulated_nvml.build(tmp_path)
     Cards(tmp_path / "state", [Card(name="NVIDIA H200", power_w=POWER_W)]).write()

@@ -24,7 +24,7 @@ from rich.console import Console
 import experiments.run  # noqa: F401  # defines the flags of a run
 from experiments.flags import run_config
 from jaxenergy import sweeps
-from jaxenergy.config import RunConfig
+from jaxenergy.config import PROTOCOL, RunConfig
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.records import Run, read_run
 from jaxenergy.report.sweep import SweepView
@@ -454,7 +454,7 @@ def test_results_of_other_conditions_are_left_alone_and_said(swept, tmp_path):
     assert "protocol 0" in sentences
 
     # Where nothing is expected, as of a cluster's nodes, both are there, and cannot be mixed.
-    edit(done[1], "config.json", lambda c: c.update(protocol=done[1].get("protocol", 1)))
+    edit(done[1], "config.json", lambda c: c.update(protocol=PROTOCOL))
     ground = Ground(tmp_path / "runs", {})
     result = sweeps.SweepResult(
         planned, tuple(ground.locate(cell) for cell in planned.cells), tmp_path
