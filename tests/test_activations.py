@@ -29,7 +29,11 @@ def primitives(jaxpr) -> set[str]:
 
 
 def test_every_activation_has_a_line_for_the_list():
-    assert len(NAMES) >= 20
+    assert set(NAMES) >= {
+        *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "gelu_tanh", "silu"),
+        *("mish", "softplus", "softsign", "tanh", "hard_tanh", "sigmoid", "hard_sigmoid"),
+        *("hard_silu", "squared_relu", "identity", "sine"),
+    }
     for name in NAMES:
         assert 0 < len(ACTIVATIONS.describe(name)) <= 100
 

@@ -187,7 +187,14 @@ def test_every_optimizer_of_the_installed_optax_is_there():
         for name in public_functions(optax)
         if "learning_rate" in next(iter(inspect.signature(getattr(optax, name)).parameters), "")
     }
+    assert aliases >= {
+        name
+        for name in public_functions(optax)
+        if getattr(optax, name).__module__ == optax.adam.__module__
+    }
     contributed = public_functions(contrib)
+    others = {n for n in dir(contrib) if not n.startswith(("_", "scale_by_"))} - contributed
+    assert all(inspect.isclass(getattr(contrib, name)) for name in others)  # states and shapes
     assert {"adam", "lbfgs", "nadam", "polyak_sgd"} <= aliases
     assert aliases | contributed | {"lookahead"} == {*NAMES, *LEFT_OUT}
 
@@ -233,8 +240,13 @@ def test_every_hyper_parameter_is_typed_and_can_be_given(name):
     built = optimizers.build(name, texts, total_updates=10)
     assert built.hyper_parameters == optimizers.build(name, total_updates=10).hyper_parameters
     assert not NOT_OFFERED & set(arguments)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as refused:
         optimizers.build(name, {"no_such_parameter": "1"}, total_updates=10)
+    if row.base is None:  # else it is looked for in both
+        assert all(key in str(refused.value) for key in arguments)
+    for key in arguments:
+        with pytest.raises(UsageError, match=rf"(?si){key}=\?\? is .*allowed: "):
+            optimizers.build(name, {key: "??"}, total_updates=10)
 
 
 def run(optimizer, updates, grads=None):
