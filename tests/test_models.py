@@ -15,7 +15,7 @@ import pytest
 from jaxenergy import models
 from jaxenergy.activations import ACTIVATIONS, Activation
 from jaxenergy.errors import UsageError
-from jaxenergy.models.layers import drop_path, drop_path_rates, pool_2x2
+from jaxenergy.models.layers import drop_path, drop_path_rates, normalise, pool_2x2
 
 CLASSES = 3
 
@@ -299,6 +299,7 @@ def test_the_activation_is_called_after_every_layer_and_with_its_argument(case):
         ("cnn", {"pool": "mean"}),
         ("resnet", {}),
         ("resnet", {"version": "v2"}),
+        ("resnet", {"depth": 11, "block": "bottleneck"}),
         ("wide_resnet", {"depth": 10, "width": 1}),
         ("mobilenet", {}),
         ("convnext", {}),
@@ -398,6 +399,37 @@ def test_language_models_see_all_before_and_nothing_after(name):
     slopes = jit(jax.vmap(jax.grad(logits_at, 1), (0, None)))(jnp.arange(length), shift)
     seen = np.abs(slopes[:, 0]).max(-1) > 0  # [position asked, position looked at]
     np.testing.assert_array_equal(seen, np.tri(length, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("kind", "over"),
+    [("batch", (0, 1, 2)), ("layer", (3, 4)), ("group", (1, 2, 4)), ("none", None)],
+)
+def test_norms_normalise_over_what_they_say(kind, over):
+    class Normalising(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return normalise(x, kind, train=True, dtype=jnp.float32)
+
+    x = 3 + 2 * np.random.default_rng(0).normal(size=(4, 3, 5, 32)).astype("f4")
+    got, _ = Normalising().init_with_output(jax.random.key(0), x)
+    groups = x.reshape(4, 3, 5, 2, 16)  # channels in groups of 16
+    if over is not None:
+        groups = (groups - groups.mean(over, keepdims=True)) / groups.std(over, keepdims=True)
+    np.testing.assert_allclose(got, groups.reshape(x.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", models.MODELS)
+def test_each_norm_a_family_offers_is_the_one_it_gets(family):
+    offered = models.MODELS[family].options.get("norm")
+    kinds = {"batch": "BatchNorm", "layer": "LayerNorm", "group": "GroupNorm"}
+    for choice in offered.choices if offered else ():
+        shape = (6,) if models.MODELS[family].inputs == "tokens" else (8, 8, 2)
+        model = models.build(family, input_shape=shape, classes=CLASSES, norm=choice)
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+        found = re.findall("[A-Z][a-z]+Norm", str(jax.tree.structure(variables["params"])))
+        assert set(found) == ({kinds[choice]} if choice in kinds else set())
+        assert ("batch_stats" in variables) == (choice == "batch")
 
 
 def test_batch_statistics_follow_the_batches_in_training_and_stay_at_evaluation():
