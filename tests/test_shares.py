@@ -195,7 +195,7 @@ def test_at_constant_power_joules_are_power_times_time_and_add_up(digits):
         make_plan(CONFIGS["mlp"], digits, "cpu"),
         Meters((SimulatedMeter([counter]),)),
         target_relative_ci=0.99,
-        max_seconds=20.0,
+        max_seconds=100.0,  # where it is known earlier it ends earlier
     )
     assert found.energy_j is not None
     assert found.duration_s is not None
@@ -216,14 +216,18 @@ def test_a_counter_that_cannot_be_read_gives_its_reason(digits):
     faults = Faults(drop_outs=((0.0, math.inf),))
     counter = SimulatedCounter(PowerCurve([0.0], [80.0]), faults=faults)
     plan = make_plan(CONFIGS["mlp"], digits, "cpu")
-    found = shares.measure_shares(plan, Meters((SimulatedMeter([counter]),)), max_seconds=3.0)
+    meters = Meters((SimulatedMeter([counter]),))
+    for max_seconds in (3.0, 60.0):  # a busy machine may compile for longer than the first
+        found = shares.measure_shares(plan, meters, max_seconds=max_seconds)
+        if found.duration_s is not None:
+            break
     assert found.energy_j is None
     assert "switched off" in found.why["energy_j"]
 
 
 def test_without_meters_there_are_shares_of_time_and_a_reason(digits):
     found = shares.measure_shares(
-        make_plan(CONFIGS["mlp"], digits, "cpu"), open_meters("none"), max_seconds=20.0
+        make_plan(CONFIGS["mlp"], digits, "cpu"), open_meters("none"), max_seconds=100.0
     )
     assert found.energy_j is None
     assert "no domain was counted" in found.why["energy_j"]
