@@ -13,7 +13,7 @@ Layers ask `takes(form)` while a network is traced; `Model.apply` says by `choos
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -170,30 +170,23 @@ def _strided_backward(residuals, gradient):
 strided.defvjp(lambda x, kernel: (strided(x, kernel), (x, kernel)), _strided_backward)  # type: ignore[attr-defined]
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` in training, a sum and an activation, as one function with its own gradient.
 
     Its name is that of Flax's module, and so are its variables.
     """
 
-    momentum: float
-    dtype: Any
-    scale_init: Any
-
     @nn.compact
-    def __call__(self, x: jax.Array, added: jax.Array | None, activation: Callable) -> jax.Array:
+    def __call__(self, x, added, activation):  # type: ignore[override]
         """Maps [..., channels] to `activation(norm(x) + added)`."""
         shape = x.shape[-1:]
         scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        bias = self.param("bias", self.bias_init, shape)
         y, mean, variance = _normalised(activation, x, scale, bias, added)
         for name, start, new in (("mean", jnp.zeros, mean), ("var", jnp.ones, variance)):
             running = self.variable("batch_stats", name, start, shape)
             running.value = self.momentum * running.value + (1 - self.momentum) * new
         return y.astype(self.dtype)
-
-
-_EPSILON = 1e-5  # as nn.BatchNorm has it
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -207,7 +200,7 @@ def _normalised_forward(activation, x, scale, bias, added):
     axes = tuple(range(x.ndim - 1))
     mean = wide.mean(axes)
     variance = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-    inverse = lax.rsqrt(variance + _EPSILON)
+    inverse = lax.rsqrt(variance + nn.BatchNorm.epsilon)
     factor = scale * inverse
     z = x * factor + (bias - mean * factor)
     y = activation(z if added is None else z + added)
@@ -246,74 +239,32 @@ def attends_by_blocks(shape: tuple[int, ...]) -> bool:
     return suits and takes("causal_attention")
 
 
-@jax.custom_vjp
 def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Causal attention by blocks, without the scores above the diagonal's blocks.
 
-    The backward pass computes the weights again from the logarithm of their sum.
+    The backward pass computes the weights again.
 
     References:
-        Dao et al. 2022, "FlashAttention", arXiv 2205.14135, algorithms 1 and 4.
+        Dao et al. 2022, "FlashAttention", arXiv 2205.14135.
     """
-    return _attention_forward(query, key, value)[0]
 
-
-def _attention_forward(query, key, value):
-    def some(arrays):
+    @jax.checkpoint
+    def attend(arrays):
         query, key, value = arrays
-        outputs, logs = [], []
-        for begin, end in _blocks(query):
-            scores = _scores(query[:, :, begin:end], key[:, :, :end], begin)
-            logs.append(jax.nn.logsumexp(scores, axis=-1, keepdims=True))
-            outputs.append(jnp.exp(scores - logs[-1]) @ value[:, :, :end])
-        return jnp.concatenate(outputs, 2), jnp.concatenate(logs, 2)
+        outputs = []
+        for begin in range(0, query.shape[2], _QUERIES):
+            end = begin + _QUERIES
+            scores = query[:, :, begin:end] @ key[:, :, :end].swapaxes(2, 3)
+            sees = np.arange(end) <= np.arange(begin, end)[:, None]
+            weights = jax.nn.softmax(jnp.where(sees, scores, -jnp.inf))
+            outputs.append(weights @ value[:, :, :end])
+        return jnp.concatenate(outputs, 2)
 
-    saved = tuple(map(_by_heads, (query * query.shape[-1] ** -0.5, key, value)))
-    outputs, logs = lax.map(some, saved)
-    return _by_positions(outputs), (*saved, outputs, logs)
+    def by_heads(x):
+        """[batch, length, heads, n] as [chunks, examples, heads, length, n]."""
+        x = x.swapaxes(1, 2)
+        return x.reshape(-1, _EXAMPLES, *x.shape[1:])
 
-
-def _attention_backward(saved, gradient):
-    def some(arrays):
-        query, key, value, output, log, gradient = arrays
-        inner = jnp.sum(gradient * output, -1, keepdims=True)
-        to_query, to_key, to_value = [], jnp.zeros_like(key), jnp.zeros_like(value)
-        for begin, end in _blocks(query):
-            here = (slice(None), slice(None), slice(begin, end))
-            seen = (slice(None), slice(None), slice(0, end))
-            weights = jnp.exp(_scores(query[here], key[seen], begin) - log[here])
-            to_weights = gradient[here] @ value[seen].swapaxes(2, 3)
-            to_scores = weights * (to_weights - inner[here])
-            to_query.append(to_scores @ key[seen])
-            to_key = to_key.at[seen].add(to_scores.swapaxes(2, 3) @ query[here])
-            to_value = to_value.at[seen].add(weights.swapaxes(2, 3) @ gradient[here])
-        scale = query.shape[-1] ** -0.5
-        return jnp.concatenate(to_query, 2) * scale, to_key, to_value
-
-    return tuple(map(_by_positions, lax.map(some, (*saved, _by_heads(gradient)))))
-
-
-causal_attention.defvjp(_attention_forward, _attention_backward)  # type: ignore[attr-defined]
-
-
-def _blocks(query: jax.Array) -> list[tuple[int, int]]:
-    return [(begin, begin + _QUERIES) for begin in range(0, query.shape[2], _QUERIES)]
-
-
-def _scores(query: jax.Array, key: jax.Array, begin: int) -> jax.Array:
-    """Scores [examples, heads, queries, keys]; those of keys after their query are out of sight."""
-    scores = query @ key.swapaxes(2, 3)
-    queries, keys = scores.shape[2:]
-    sees = np.arange(keys) <= begin + np.arange(queries)[:, None]
-    return jnp.where(sees, scores, jnp.finfo(scores.dtype).min)
-
-
-def _by_heads(x: jax.Array) -> jax.Array:
-    """[batch, length, heads, n] as [chunks, examples, heads, length, n]."""
-    x = x.swapaxes(1, 2)
-    return x.reshape(-1, _EXAMPLES, *x.shape[1:])
-
-
-def _by_positions(x: jax.Array) -> jax.Array:
-    """What `_by_heads` made, undone."""
-    return x.reshape(-1, *x.shape[2:]).swapaxes(1, 2)
+    scaled = query * query.shape[-1] ** -0.5
+    outputs = lax.map(attend, tuple(map(by_heads, (scaled, key, value))))
+    return outputs.reshape(-1, *outputs.shape[2:]).swapaxes(1, 2)
