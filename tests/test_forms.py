@@ -198,7 +198,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    # Its forms are those of the others together, and it takes the longest to compile.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "mobilenet" else ())
+        for name in FAMILIES
+    ],
+)
 def test_a_network_with_forms_has_the_gradients_of_the_plain_one(family):
     arguments, taken = FAMILIES[family]
     plain = models.build(family, input_shape=(16, 16, 3), classes=3, **arguments)
