@@ -156,6 +156,27 @@ def test_marks_settle_within_three_ticks():
         )
 
 
+@pytest.mark.parametrize("late_s", [0.012, 0.017, 0.033])
+def test_on_a_machine_so_busy_that_every_look_is_late_energy_is_told_all_the_same(late_s):
+    clock = VirtualClock()
+    counter = SimulatedCounter(PowerCurve([0.0], [100.0]), tick_s=0.02, clock_ns=clock)
+    timeline = SlowTimeline(counter, clock)
+    clock.run_until(NS_PER_S, timeline)
+    begin = timeline.mark(clock(), 0, "train")
+    while not begin.settled and clock() < 2 * NS_PER_S:
+        clock.sleep_s(late_s)
+        timeline.poll()
+    clock.run_until(2 * NS_PER_S, timeline)
+    end = timeline.mark(clock(), 1, "train")
+    while not end.settled and clock() < 3 * NS_PER_S:
+        clock.sleep_s(late_s)
+        timeline.poll()
+    assert begin.settled
+    assert end.settled
+    assert end.why is None
+    assert end.energy_j - begin.energy_j == pytest.approx(100.0, abs=100 * 2 * (0.02 + late_s))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     moments=st.lists(st.floats(0.001, 0.25), min_size=2, max_size=30),

@@ -438,6 +438,9 @@ class TickPredictor:
         """Whether a change seen is the tick looked for, and not one of those passed over."""
         if self._expected_ns is None or self.stride == 1:
             return True
+        # On a machine so busy that every look comes late, a wide bracket is better than none.
+        if time_ns > self._expected_ns + self.stride * self.period_ns:
+            return True
         return time_ns > self._expected_ns - self.period_ns / 2 and width_ns < self.period_ns / 2
 
     def saw_tick(self, time_ns: float, width_ns: float) -> None:
@@ -583,8 +586,10 @@ class SlowTimeline(Timeline):
 
     def _tick(self, value: float, now_ns: int) -> None:
         increment_j = self._increment_j(value, self._changed_ns, now_ns)
-        time_ns = (self._looked_ns + now_ns) / 2
         width_ns = now_ns - self._looked_ns
+        if self.predictor.learned:  # after a late look: what is shown is a period old at the most
+            width_ns = min(width_ns, self.predictor.period_ns)
+        time_ns = now_ns - width_ns / 2
         self._changed_ns = now_ns
         sound = not self._standing and not isinstance(increment_j, str)
         if self._standing:
