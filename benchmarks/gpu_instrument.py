@@ -806,6 +806,7 @@ def check_edges(bench: Bench) -> dict[str, Any]:
         facts = {
             "state": state,
             "length_s": length,
+            "mean_duration_s": float(np.mean([_duration_s(line) for line in short_lines])),
             "phases": len(short_lines),
             "mean_j": float(energy_j.mean()),
             **error_facts(energy_j - true_j, true_j, stated_j),

@@ -155,7 +155,8 @@ def test_phases_conserve_joules_and_short_ones_are_known(instrument):
     for state in ("busy", "idle"):
         assert edges["long_run_power_w"][state]["mean"] == pytest.approx(POWER_W, rel=0.05)
     for phases in edges["short_phases"]:
-        assert phases["mean_j"] == pytest.approx(POWER_W * phases["length_s"], rel=0.7)
+        # Not by the length asked for: on a busy machine a phase lasts longer.
+        assert phases["mean_j"] == pytest.approx(POWER_W * phases["mean_duration_s"], rel=0.2)
         assert phases["rms_percent"] < 3 * phases["stated_percent"] + 1
 
 

@@ -352,6 +352,8 @@ class _Session:
             return
         with self.ledger.phase("other"):
             _nap(_SETTLE_S, stop_requested)
+        if stop_requested():  # an instant of idle would tell no power
+            return
         with self.ledger.phase("idle"):
             _nap(idle_s, stop_requested)
 
