@@ -113,7 +113,7 @@ def test_a_training_begins_with_what_another_ended_with(source, tmp_path):
     trained, result, said = train(config, tmp_path, "fine")
     head = set(read_layers(source.model)[-1])
     assert changed(source.params, trained.params) == head
-    resolved = read_run(result.path).config["resolved"]
+    resolved = (read_run(result.path).config or {})["resolved"]
     assert resolved["init_from"]["run"] == "source"
     assert resolved["init_from"]["new"] == []
     assert resolved["trained_parameters"] == 16 * 10 + 10
@@ -125,7 +125,7 @@ def test_a_head_for_other_classes_begins_anew_and_that_is_said(source, tmp_path)
         CONFIG, init_from=str(source.run.path), dataset="synthetic:8x8x1,classes=3,examples=128"
     )
     _, result, said = train(config, tmp_path, "other")
-    facts = read_run(result.path).config["resolved"]["init_from"]
+    facts = (read_run(result.path).config or {})["resolved"]["init_from"]
     assert facts["new"] == list(read_layers(source.model)[-1])
     assert facts["loaded_parameters"] == 64 * 16 + 16 + 2 * (16 * 16 + 16)
     sentence = next(sentence for sentence in said if "begins with" in sentence)
