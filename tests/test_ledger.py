@@ -376,8 +376,8 @@ def test_phases_partition_the_run_and_add_up_to_the_counters_difference(
     true_j = run.counter.true_energy_j(start_ns, end_ns)
     if tick_s == 0:  # the counter's own difference, wraps undone, to its resolution
         assert total_j == pytest.approx(true_j, abs=2e-3)
-    else:  # the counter is behind at either end by up to a tick
-        assert total_j == pytest.approx(true_j, abs=400 * tick_s)
+    else:  # the counter is behind at either end by up to a tick, five deviations of jitter longer
+        assert total_j == pytest.approx(true_j, abs=400 * tick_s * (1 + 5 * 0.02))
     shown = run.ledger.energy_so_far_j()[run.name]
     assert shown == pytest.approx(total_j, abs=140.0 * (tick_s > 0.01) + 1e-9)
     by_phase = {

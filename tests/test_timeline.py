@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxenergy.energy.timeline import (
@@ -183,6 +183,12 @@ def test_on_a_machine_so_busy_that_every_look_is_late_energy_is_told_all_the_sam
     levels=st.lists(st.integers(0, 3), min_size=30, max_size=30),
     powers=st.lists(st.floats(5.0, 500.0), min_size=4, max_size=4),
     seed=st.integers(0, 20),
+)
+@example(  # one mark is placed with fewer ticks than the next, and as better known
+    moments=[0.1640625, 0.25, 0.171875, 0.234375, 0.046875],
+    levels=[0, 0, 0, 0, 3],
+    powers=[5.0, 5.0, 5.0, 53.0],
+    seed=9,
 )
 def test_the_curve_never_falls_and_stays_within_the_ticks(moments, levels, powers, seed):
     """Many marks in one tick, phases shorter than a tick: whatever happens, no negative energy."""

@@ -700,7 +700,10 @@ class SlowTimeline(Timeline):
                 mark.energy_j, mark.variance_j2 = curve.at(mark)
                 if previous is not None and previous.why is None:
                     mark.energy_j = max(mark.energy_j, previous.energy_j)
-                    mark.shared_j2 = curve.shared_j2(previous, mark)
+                    # It may have been placed with other ticks, as better known than by these; the
+                    # difference of the two is no better known than these say.
+                    narrowed_j2 = previous.variance_j2 - curve.at(previous)[1]
+                    mark.shared_j2 = curve.shared_j2(previous, mark) + min(0.0, narrowed_j2 / 2)
                 mark.settled = True
                 previous = mark
 
