@@ -233,7 +233,7 @@ def _is_summarised(folder: Path, share: float) -> bool:
 
 
 MOMENTS = {
-    "start": Moment(lambda folder, share: folder.exists(), 2.0),
+    "start": Moment(lambda folder, share: folder.exists(), 0.5),  # a run lasts some 2 s
     "training": Moment(lambda folder, share: _metrics_reach(folder, 0.05), 1.0),
     "window": Moment(_grows_beyond, 0.001, 2e-4),
     "save": Moment(_is_saving, 0.03, 2e-4),
