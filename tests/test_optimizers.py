@@ -481,6 +481,22 @@ def test_a_line_search_tells_how_often_it_evaluated_the_loss(linesearch):
     assert quadratic(params) < 1e-6
 
 
+def test_lbfgs_without_a_line_search_is_optaxs_and_evaluates_once():
+    ours = optimizers.build("lbfgs", {"linesearch": "none"}, total_updates=5, learning_rate=0.1)
+    assert ours.iterations_per_update == 1
+    assert not ours.evaluates_loss
+    optaxs = optax.lbfgs(0.1, linesearch=None)
+    params, state = make_params(), ours.tx.init(make_params())
+    direct, direct_state = make_params(), optaxs.init(make_params())
+    for _ in range(5):
+        value, grads = jax.value_and_grad(quadratic)(params)
+        params, state = ours.update(grads, state, params, value=value, value_fn=None)
+        assert ours.iterations(state) == 1
+        updates, direct_state = optaxs.update(jax.grad(quadratic)(direct), direct_state, direct)
+        direct = optax.apply_updates(direct, updates)
+    jax.tree.map(np.testing.assert_array_equal, params, direct)
+
+
 def test_an_optimizer_around_another_takes_the_others_arguments():
     built = optimizers.build(
         "sam",

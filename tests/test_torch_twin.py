@@ -1,6 +1,7 @@
 """The same training in two frameworks: held against each other in float64, layer by layer."""
 
 import dataclasses
+import itertools
 import json
 import math
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxenergy import data, models, optimizers
@@ -22,7 +24,9 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 from jaxenergy import torch_twin  # noqa: E402
 from jaxenergy.torch_twin import layers, parity, transplant  # noqa: E402
 from jaxenergy.torch_twin import optimizers as twins  # noqa: E402
+from jaxenergy.torch_twin.lbfgs import LBFGS, zoom  # noqa: E402
 from jaxenergy.torch_twin.models import build_network  # noqa: E402
+from jaxenergy.torch_twin.rprop import Rprop  # noqa: E402
 
 # A small network of each family, and the forms of it that differ in more than numbers.
 CASES = {
@@ -208,6 +212,15 @@ UPDATES = {
     "adamax": ("adamax", {"eps": 1e-4}, {}),
     "rmsprop": ("rmsprop", {"eps_in_sqrt": False, "eps": 1e-4}, {}),
     "muon": ("muon", {"nesterov": False}, {"weight_decay": 0.1}),
+    "rprop": ("rprop", {}, {"learning_rate": 0.01, "weight_decay": 0.1, "schedule": "cosine"}),
+    "rprop-bounds": ("rprop", {"min_step_size": 1e-3, "max_step_size": 2e-3}, {}),
+    "lbfgs-zoom": ("lbfgs", {"memory_size": 4}, {}),
+    "lbfgs-none": ("lbfgs", {"linesearch": "none", "memory_size": 4}, {"learning_rate": 0.05}),
+    "lbfgs-unscaled": (
+        "lbfgs",
+        {"linesearch": "none", "scale_init_precond": False},
+        {"learning_rate": 0.05},
+    ),
     "rmsprop-centered": (
         "rmsprop",
         {"eps_in_sqrt": False, "centered": True, "momentum": 0.9, "eps": 1e-4},
@@ -232,9 +245,107 @@ def test_every_twin_is_among_those_tested():
     assert set(torch_twin.OPTIMIZERS) < set(optimizers.OPTIMIZERS)
 
 
-def test_micro_batches_and_running_statistics():
-    program = dataclasses.replace(make_program("mlp-batch", batch_size=16), accumulate=2)
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_micro_batches_and_running_statistics(optimizer):
+    """A line search evaluates the batch again, and running statistics see it once."""
+    program = make_program("mlp-batch", optimizer, batch_size=16)
+    program = dataclasses.replace(program, accumulate=2)
     assert not failures(parity.compare_updates(program, make_variables(program), updates=3))
+
+
+def test_rprop_takes_pytorchs_steps_one_update_late_or_never():
+    gradients = np.random.default_rng(0).standard_normal((30, 50))
+    parameters = [torch.zeros(50, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    ours = Rprop([parameters[0]], first_step=0.1, etas=(0.5, 1.2), step_sizes=(1e-3, 0.4))
+    pytorchs = torch.optim.Rprop([parameters[1]], 0.1, etas=(0.5, 1.2), step_sizes=(1e-3, 0.4))
+    late = np.zeros(50)
+    for gradient, following in itertools.pairwise(gradients):
+        before = [p.detach().numpy().copy() for p in parameters]
+        for parameter, optimizer in zip(parameters, (ours, pytorchs), strict=True):
+            parameter.grad = torch.tensor(gradient)
+            optimizer.step()
+        moved, at_once = (
+            p.detach().numpy() - old for p, old in zip(parameters, before, strict=True)
+        )
+        np.testing.assert_allclose(moved, late, atol=1e-15)
+        late = np.where(np.sign(following) == -np.sign(at_once), at_once, 0.0)
+
+
+def test_lbfgs_is_pytorchs_own_with_another_first_step_where_all_curves_upwards():
+    generator = np.random.default_rng(0)
+    root = torch.tensor(generator.standard_normal((12, 12)))
+    hessian = root @ root.T + torch.eye(12, dtype=torch.float64)
+    start = torch.tensor(generator.standard_normal(12))
+    ours, theirs = (start.clone().requires_grad_() for _ in range(2))
+    rate = 0.3
+    own = LBFGS(
+        [{"params": [ours], "lr": rate}], memory_size=4, scale_first=True, search_steps=None
+    )
+    first = hessian @ start
+    assert torch.linalg.vector_norm(first) > 1
+    pytorchs = torch.optim.LBFGS(
+        [theirs],
+        lr=float(rate * first.abs().sum() / torch.linalg.vector_norm(first)),
+        max_iter=1,
+        history_size=4,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+    )
+
+    def loss_of(parameter):
+        parameter.grad = None
+        loss = 0.5 * parameter @ hessian @ parameter
+        loss.backward()
+        return loss
+
+    for _ in range(20):
+        loss_of(ours)
+        own.step()
+        pytorchs.step(lambda: loss_of(theirs))
+        pytorchs.param_groups[0]["lr"] = rate
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert loss_of(ours) < 1e-3 * 0.5 * start @ first
+
+
+@pytest.mark.parametrize("max_steps", [2, 20])
+def test_the_line_search_finds_optaxs_step(max_steps):
+    """Along curves with many valleys, some with an end beyond which there is no number."""
+    optax_search = optax.scale_by_zoom_linesearch(max_steps, initial_guess_strategy="one")
+
+    def curve(x, a):
+        return (
+            a[0] * x**2 + a[1] * jnp.sin(a[2] * x) - a[3] * jnp.log(1 - a[4] * x) - a[5] * x
+        ).sum()
+
+    @jax.jit
+    def search(a):
+        zero, one = jnp.zeros(1), jnp.ones(1)
+        value, slope = jax.value_and_grad(curve)(zero, a)
+        state = optax_search.init(zero)
+        _, state = optax_search.update(
+            one, state, zero, value=value, grad=slope, value_fn=curve, a=a
+        )
+        return value, slope[0], state.learning_rate, state.info.num_linesearch_steps
+
+    generator = np.random.default_rng(0)
+    trials = set()
+    with jax.enable_x64(True):
+        look = jax.jit(jax.value_and_grad(curve))
+
+        def evaluate(step):
+            value, slope = look(jnp.full(1, step), a)
+            calls.append(step)
+            return float(value), float(slope[0])
+
+        for _ in range(150):
+            scales = 10.0 ** generator.uniform([-1, -1, 0, -1, -1, -1], [2, 1, 1.5, 1, 1, 2])
+            a, calls = jnp.asarray(scales), []
+            value, slope, step, count = search(a)
+            ours = zoom(evaluate, float(value), float(slope), max_steps)
+            assert ours == pytest.approx(float(step), rel=1e-9, abs=1e-12)
+            assert len(calls) == int(count)
+            trials.add(len(calls))
+    assert {1, max_steps} <= trials
 
 
 @pytest.mark.parametrize(
@@ -242,7 +353,12 @@ def test_micro_batches_and_running_statistics():
     [
         ({"optimizer": "lion"}, "--optimizer=lion has no twin in PyTorch"),
         ({"optimizer": "rmsprop"}, "Give --optimizer_args=eps_in_sqrt=false."),
-        ({"optimizer": "rprop"}, "one update late"),
+        ({"optimizer": "amsgrad"}, "PyTorch's of plain ones"),
+        ({"optimizer": "rprop", "learning_rate": 60.0}, "within min_step_size and max_step_size"),
+        (
+            {"optimizer": "lbfgs", "args": {"linesearch": "backtracking"}},
+            "Give --optimizer_args=linesearch=zoom or",
+        ),
         ({"more": {"dropout": 0.1}}, "Give dropout=0."),
     ],
 )

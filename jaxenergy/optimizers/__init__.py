@@ -77,7 +77,8 @@ class Optimizer:
     @property
     def evaluates_loss(self) -> bool:
         """Whether an update evaluates the loss, or its derivatives, beyond the gradients given."""
-        return not {"value_fn", "grad_fn", "obj_fn"}.isdisjoint(self.row.extra_arguments)
+        functions = {"value_fn", "grad_fn", "obj_fn"}.intersection(self.row.extra_arguments)
+        return bool(functions) and self.iterations_per_update != 1.0
 
     @property
     def iterations_per_update(self) -> float | None:

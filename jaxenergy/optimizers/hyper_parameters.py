@@ -49,7 +49,7 @@ _DECLARED: Mapping[str, Argument] = {
     "consistent_rms": Argument(float, None, POSITIVE, optional=True),
     "init_step": Argument((str, float), ("heuristic", 1e-6), POSITIVE),
     "key": Argument(int, 0, NOT_NEGATIVE),
-    "linesearch": Argument(str, "zoom", choices=("zoom", "backtracking")),
+    "linesearch": Argument(str, "zoom", choices=("zoom", "backtracking", "none")),
     "variant": Argument(str, "sps", choices=("sps", "sps+")),
     "preconditioning": Argument(
         str, "frobenius", choices=("frobenius", "spectral", "aol", "schatten")

@@ -97,8 +97,10 @@ def _sophia_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -> ja
     return jnp.where((count - 1) % hyper_parameters["update_interval"] == 0, 3, 1)
 
 
-def _lbfgs_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -> jax.Array:
+def _lbfgs_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -> Any:
     """Each trial of the line search evaluates the loss."""
+    if hyper_parameters["linesearch"] == "none":
+        return 1
     kind = {
         "zoom": optax.ScaleByZoomLinesearchState,
         "backtracking": optax.ScaleByBacktrackingLinesearchState,
@@ -233,7 +235,7 @@ for _name, _row, _description in (
             extra_arguments=("value", "grad", "value_fn"),
             takes_changed_gradients=False,
             iterations=_lbfgs_iterations,
-            mean_iterations=lambda hyper_parameters: None,
+            mean_iterations=lambda hyper: 1.0 if hyper["linesearch"] == "none" else None,
         ),
         "L-BFGS with a line search, for large batches (Liu & Nocedal 1989)",
     ),

@@ -153,7 +153,9 @@ def lbfgs(
     linesearch: str = "zoom",
     max_linesearch_steps: int = 20,
 ) -> optax.GradientTransformationExtraArgs:
-    """L-BFGS with a line search on the batch's loss.
+    """L-BFGS with a line search on the batch's loss, or by the learning rate alone.
+
+    Without one (`none`) an update evaluates its batch once, and takes the direction times the rate.
 
     References:
         Liu & Nocedal 1989, "On the limited memory BFGS method for large scale optimization".
@@ -162,8 +164,10 @@ def lbfgs(
         search = optax.scale_by_zoom_linesearch(
             max_linesearch_steps=max_linesearch_steps, initial_guess_strategy="one"
         )
-    else:
+    elif linesearch == "backtracking":
         search = optax.scale_by_backtracking_linesearch(max_linesearch_steps)
+    else:
+        search = None
     return optax.lbfgs(learning_rate, memory_size, scale_init_precond, search)
 
 

@@ -2,8 +2,10 @@
 
 Each row of `OPTIMIZERS` says how Optax's hyper-parameters become those of the class in
 `torch.optim`, and which values no argument of that class can express: those are refused, since a
-comparison of two programs that differ says nothing. docs/frameworks.md has the definitions side by
-side. The rate of an update comes from the schedule's own function, so both sides have the same.
+comparison of two programs that differ says nothing. Two of PyTorch's are defined so otherwise that
+no argument helps; Rprop and L-BFGS are classes of this package. docs/frameworks.md has the
+definitions side by side. The rate of an update comes from the schedule's own function, so both
+sides have the same.
 """
 
 import contextlib
@@ -20,6 +22,8 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from jaxenergy.optimizers import Optimizer
 from jaxenergy.optimizers.schedules import build_schedule
+from jaxenergy.torch_twin.lbfgs import LBFGS
+from jaxenergy.torch_twin.rprop import Rprop
 
 Groups = list[dict[str, Any]]
 Hyper = Mapping[str, Any]
@@ -48,6 +52,7 @@ class Twin:
             have; updates are a feedback, where what is rounded in one is carried on.
         make_for_others: makes the optimizer of all parameters but the matrices, with
             `adam_learning_rate`, where `make` takes matrices alone.
+        searches: whether an update evaluates the loss at other parameters too, by hyper-parameters.
     """
 
     make: Callable[[Groups, Hyper, Kernels], TorchOptimizer]
@@ -62,6 +67,7 @@ class Twin:
     own_decay: bool = False
     tolerances: tuple[float, float] = (1e-10, 1e-7)
     make_for_others: Callable[[Groups, Hyper, Kernels], TorchOptimizer] | None = None
+    searches: Callable[[Hyper], bool] = lambda hyper: False
 
 
 def _sgd(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
@@ -167,6 +173,47 @@ def _muon_refusal(optimizer: Optimizer) -> str | None:
     return f"from torch 2.9 on; this is {torch.__version__}"
 
 
+def _rprop(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    del kernels  # it has one form, of foreach operations, that a graph can hold
+    return Rprop(
+        groups,
+        first_step=hyper["learning_rate"],
+        etas=(hyper["eta_minus"], hyper["eta_plus"]),
+        step_sizes=(hyper["min_step_size"], hyper["max_step_size"]),
+    )
+
+
+def _rprop_refusal(optimizer: Optimizer) -> str | None:
+    hyper = optimizer.hyper_parameters
+    rate = optimizer.learning_rate or 0.0
+    if hyper["min_step_size"] <= rate <= hyper["max_step_size"]:
+        return None
+    return "only where --learning_rate, the first step, lies within min_step_size and max_step_size"
+
+
+def _lbfgs(groups: Groups, hyper: Hyper, kernels: Kernels) -> TorchOptimizer:
+    del kernels
+    return LBFGS(
+        groups,
+        memory_size=hyper["memory_size"],
+        scale_first=hyper["scale_init_precond"],
+        search_steps=hyper["max_linesearch_steps"] if _lbfgs_searches(hyper) else None,
+    )
+
+
+def _lbfgs_searches(hyper: Hyper) -> bool:
+    return hyper["linesearch"] != "none"
+
+
+def _lbfgs_refusal(optimizer: Optimizer) -> str | None:
+    if optimizer.hyper_parameters["linesearch"] == "backtracking":
+        return (
+            "with the zoom line search and with none: PyTorch has no search that only goes back.\n"
+            "Give --optimizer_args=linesearch=zoom or --optimizer_args=linesearch=none"
+        )
+    return None
+
+
 def _adagrad_refusal(optimizer: Optimizer) -> str | None:
     hyper = optimizer.hyper_parameters
     if hyper["initial_accumulator_value"] + hyper["eps"] > 0:
@@ -268,14 +315,29 @@ OPTIMIZERS: Mapping[str, Twin] = {
         tolerances=(1e-6, 1e-5),
         make_for_others=_muon_adam,
     ),
+    "rprop": Twin(
+        _rprop,
+        refusal=_rprop_refusal,
+        state={
+            "step_sizes": lambda hyper, state: state["step_size"],
+            "prev_updates": lambda hyper, state: state["prev"],
+        },
+    ),
+    "lbfgs": Twin(
+        _lbfgs,
+        refusal=_lbfgs_refusal,
+        state={
+            "updates": lambda hyper, state: state["grad"],
+            "diff_params_memory": lambda hyper, state: state["moves"],
+            "diff_updates_memory": lambda hyper, state: state["turns"],
+        },
+        capturable=False,
+        searches=_lbfgs_searches,
+    ),
 }
 
-# Of `torch.optim`, and yet without a twin: no argument makes the definitions the same.
+# Of `torch.optim`, and yet without a twin.
 WITHOUT: Mapping[str, str] = {
-    "lbfgs": "its line search, its first step and its rule for what is remembered are not those of"
-    " torch.optim.LBFGS",
-    "rprop": "Optax's (0.2.8) takes each step one update late, where torch.optim.Rprop takes it at"
-    " once",
     "amsgrad": "Optax's takes the maximum of corrected second moments, PyTorch's of plain ones",
     "adafactor": "Optax's and PyTorch's scale, clip and decay by other rules",
 }
@@ -301,29 +363,31 @@ class Rule:
         tensors = list(parameters.values())
         self._device = tensors[0].device
         self.captured = capturable and twin.capturable
+        self.searches = twin.searches(self.hyper)
         self._parts: list[_Part] = []
+        # L-BFGS without a rate takes its steps as they are.
+        rate = 1.0 if optimizer.learning_rate is None else optimizer.learning_rate
         if twin.make_for_others is None:
             matrices = [p for p in tensors if p.ndim >= 2]
             vectors = [p for p in tensors if p.ndim < 2]
             decays = [(matrices, decay), (vectors, 0.0)] if decay else [(tensors, 0.0)]
-            self._add_part(twin.make, optimizer, optimizer.learning_rate, decays)
+            self._add_part(twin.make, optimizer, rate, decays)
         else:
             matrices = [p for p in tensors if p.ndim == 2]
             others = [p for p in tensors if p.ndim != 2]
-            rate = self.hyper["adam_learning_rate"] or optimizer.learning_rate
-            self._add_part(twin.make, optimizer, optimizer.learning_rate, [(matrices, decay)])
-            own_decay = self.hyper["adam_weight_decay"]
-            self._add_part(twin.make_for_others, optimizer, rate, [(others, own_decay)])
+            self._add_part(twin.make, optimizer, rate, [(matrices, decay)])
+            others_rate = self.hyper["adam_learning_rate"] or rate
+            others_decay = self.hyper["adam_weight_decay"]
+            self._add_part(twin.make_for_others, optimizer, others_rate, [(others, others_decay)])
 
     def _add_part(
         self,
         make: Callable[[Groups, Hyper, Kernels], TorchOptimizer],
         optimizer: Optimizer,
-        peak: float | None,
+        peak: float,
         decays: list[tuple[list[Tensor], float]],
     ) -> None:
         """Adds an optimizer of some parameters, each group with its weight decay."""
-        assert peak is not None  # every optimizer that has a twin has a learning rate
         rates = _Rates(optimizer, peak)
         # In a graph the rate is a number in the device's memory, which changes without the graph.
         tensor = torch.tensor(rates[0], device=self._device) if self.captured else None
@@ -360,15 +424,24 @@ class Rule:
                 if self.twin.before_update is not None:
                     self.twin.before_update(group, self.hyper, self._updates)
 
-    def step(self) -> None:
-        """Moves the parameters by their gradients, once."""
+    def step(self, closure: Callable[[], Tensor] | None = None, loss: Tensor | None = None) -> None:
+        """Moves the parameters by their gradients, once.
+
+        Args:
+            closure: leaves the gradients at the parameters as they then are, and gives the loss;
+                used where `searches`.
+            loss: the loss at the parameters as they are; used where `searches`.
+        """
         if self._clip_norm is not None:
             tensors = list(self.parameters.values())
             norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
             # PyTorch divides by the norm plus 1e-6, Optax by the norm.
             torch.nn.utils.clip_grads_with_norm_(tensors, self._clip_norm, norm - 1e-6)
         for part in self._parts:
-            part.optimizer.step()
+            if isinstance(part.optimizer, LBFGS):
+                part.optimizer.step(closure, loss)
+            else:
+                part.optimizer.step()
 
     def zero_grad(self) -> None:
         """Drops the gradients, so that the next ones are written and not added."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.torch_twin import transplant
 from jaxenergy.torch_twin.models import build_network
-from jaxenergy.torch_twin.optimizers import Rule
+from jaxenergy.torch_twin.optimizers import OPTIMIZERS, Rule
 from jaxenergy.torch_twin.support import check_has_twin
 from jaxenergy.training.steps import Program
 
@@ -67,6 +67,13 @@ def build_training(
         raise UsageError(f"device=cuda: torch {torch.__version__} finds no CUDA device here.")
     if mode == "cuda_graphs" and device != "cuda":
         raise UsageError("mode=cuda_graphs needs device=cuda. Allowed on the CPU: eager, compile.")
+    optimizer = program.optimizer
+    if mode == "cuda_graphs" and OPTIMIZERS[optimizer.name].searches(optimizer.hyper_parameters):
+        raise UsageError(
+            f"mode=cuda_graphs is not possible with the line search of {optimizer.name}, which"
+            " decides anew each time how often it evaluates.\n"
+            "Allowed: eager, compile; or --optimizer_args=linesearch=none."
+        )
     return Training(program, variables, mode, torch.device(device), dtype)
 
 
@@ -141,6 +148,8 @@ class Training:
         if self.mode == "cuda_graphs":
             self._indices.copy_(indices)
             self._update_by_graph()
+        elif self.rule.searches:
+            self._update_by_search(indices)
         else:
             self._loss = self._backward(indices)
             self.rule.step()
@@ -189,7 +198,7 @@ class Training:
         return {
             key: _nest(
                 {
-                    self._parameters[name].path: self._parameters[name].to_flax(
+                    self._parameters[name].path: self._parameters[name].to_flax_all(
                         transplant.to_numpy(tensor)
                     )
                     for name, tensor in tensors.items()
@@ -256,6 +265,18 @@ class Training:
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None  # there is at least one micro-batch
         return total / count if count > 1 else total
+
+    def _update_by_search(self, indices: Tensor) -> None:
+        """One update that evaluates its batch's loss at other parameters too.
+
+        Running statistics see the batch once, as in JAX.
+        """
+        self._loss = self._backward(indices)
+        buffers = list(self.network.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        self.rule.step(lambda: self._backward(indices), self._loss)
+        for buffer, before in zip(buffers, kept, strict=True):
+            buffer.copy_(before)
 
     def _update_by_graph(self) -> None:
         """One update by a captured graph; the first few by the operations that will be captured."""

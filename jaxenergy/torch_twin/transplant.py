@@ -41,6 +41,12 @@ class Binding:
         """The leaf's path as one word, e.g. `Conv_0/kernel`."""
         return "/".join(self.path)
 
+    def to_flax_all(self, values: np.ndarray) -> np.ndarray:
+        """Values of the tensor's form, or several along a leading axis, in Flax's layout."""
+        if values.ndim == self.tensor.ndim:
+            return self.to_flax(values)
+        return np.stack([self.to_flax(value) for value in values])
+
 
 def bind(network: nn.Module) -> list[Binding]:
     """The bindings of all parameters and statistics of a network, in the order of its modules."""
