@@ -13,7 +13,7 @@ from jaxenergy import data, models
 from jaxenergy.config import RunConfig
 from jaxenergy.models import forms
 from jaxenergy.models.attention import _attend
-from jaxenergy.models.layers import conv, normalise
+from jaxenergy.models.layers import conv
 from jaxenergy.training.plan import make_plan
 
 
@@ -125,51 +125,6 @@ def test_other_convolutions_stay_plain():
         assert taken == set(), (size, stride, groups, side)
 
 
-class Normalising(models.nn.Module):
-    """Batch normalisation with what comes after it, as a network has it."""
-
-    adds: bool
-
-    @models.nn.compact
-    def __call__(self, x, added):
-        return normalise(
-            x,
-            "batch",
-            train=True,
-            dtype=x.dtype,
-            added=added if self.adds else None,
-            activation=jnp.tanh,
-        )
-
-
-@pytest.mark.parametrize("adds", [False, True])
-def test_batch_normalisation_and_its_gradients_are_the_plain_ones(adds):
-    module = Normalising(adds)
-    x, added, scale, bias = draw((8, 4, 4, 6), (8, 4, 4, 6), (6,), (6,))
-
-    def apply(names, x, added, scale, bias):
-        variables = {
-            "params": {"BatchNorm_0": {"scale": scale, "bias": bias}},
-            "batch_stats": {
-                "BatchNorm_0": {"mean": jnp.zeros(6, x.dtype), "var": jnp.ones(6, x.dtype)}
-            },
-        }
-        with forms.choose(names) as taken:
-            y, updated = module.apply(variables, x, added, mutable=["batch_stats"])
-        assert taken == set(names)
-        return y, updated["batch_stats"]["BatchNorm_0"]
-
-    form, plain = (
-        lambda *arrays, names=names: apply(names, *arrays)[0] for names in (["batch_norm"], [])
-    )
-    assert_equal(form, plain, 3 + 2 * x, added, scale, bias)
-    arrays = [jnp.asarray(array, jnp.float32) for array in (x, added, scale, bias)]
-    for name in ("mean", "var"):
-        np.testing.assert_allclose(
-            apply(["batch_norm"], *arrays)[1][name], apply([], *arrays)[1][name], rtol=1e-5
-        )
-
-
 def test_causal_attention_and_its_gradients_are_the_plain_ones():
     query, key, value = draw(*[(4, 192, 2, 8)] * 3)
 
@@ -191,9 +146,8 @@ def test_causal_attention_and_its_gradients_are_the_plain_ones():
 
 
 FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "cnn": ({"depth": 3, "width": 4}, {"batch_norm"}),
-    "resnet": ({"depth": 8, "width": 4}, {"batch_norm", "patches", "strided"}),
-    "mobilenet": ({"depth": 4, "width": 4}, {"batch_norm", "depthwise", "patches"}),
+    "resnet": ({"depth": 8, "width": 4}, {"patches", "strided"}),
+    "mobilenet": ({"depth": 4, "width": 4}, {"depthwise", "patches"}),
     "convnext": ({"depth": 1, "width": 4}, {"depthwise", "patches"}),
 }
 
@@ -231,8 +185,8 @@ def test_a_network_with_forms_has_the_gradients_of_the_plain_one(family):
             logits, stats = model.apply({**variables, "params": params}, x, train=True)
             return jnp.sum(jnp.sin(3 * logits)), stats
 
-        # With xla_backend_optimization_level=0, as other tests have it, jaxlib 0.10.2 compiles the
-        # form of batch normalisation wrongly.
+        # Not with xla_backend_optimization_level=0, as other tests have it: what is optimised is
+        # what runs, and without it jaxlib 0.10.2 gets gradients of max-pooling wrong.
         given = variables["params"], variables, x
         with jax.enable_x64(dtype == "float64"):
             given = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given)

@@ -16,7 +16,6 @@ import functools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +26,6 @@ FORMS: dict[str, tuple[str, ...]] = {
     "depthwise": ("cpu",),
     "patches": ("cpu",),
     "strided": ("cpu",),
-    "batch_norm": ("cpu",),
     "causal_attention": ("cpu",),
 }
 LOOPING_FORMS = frozenset({"causal_attention"})  # whose operations XLA cannot count
@@ -168,63 +166,6 @@ def _strided_backward(residuals, gradient):
 
 
 strided.defvjp(lambda x, kernel: (strided(x, kernel), (x, kernel)), _strided_backward)  # type: ignore[attr-defined]
-
-
-class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` in training, a sum and an activation, as one function with its own gradient.
-
-    Its name is that of Flax's module, and so are its variables.
-    """
-
-    @nn.compact
-    def __call__(self, x, added, activation):  # type: ignore[override]
-        """Maps [..., channels] to `activation(norm(x) + added)`."""
-        shape = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", self.bias_init, shape)
-        y, mean, variance = _normalised(activation, x, scale, bias, added)
-        for name, start, new in (("mean", jnp.zeros, mean), ("var", jnp.ones, variance)):
-            running = self.variable("batch_stats", name, start, shape)
-            running.value = self.momentum * running.value + (1 - self.momentum) * new
-        return y.astype(self.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalised(activation, x, scale, bias, added):
-    return _normalised_forward(activation, x, scale, bias, added)[0]
-
-
-def _normalised_forward(activation, x, scale, bias, added):
-    """Normalisation as one factor and one shift per channel."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean = wide.mean(axes)
-    variance = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-    inverse = lax.rsqrt(variance + nn.BatchNorm.epsilon)
-    factor = scale * inverse
-    z = x * factor + (bias - mean * factor)
-    y = activation(z if added is None else z + added)
-    return (y, mean, variance), (x, scale, bias, added, mean, inverse)
-
-
-def _normalised_backward(activation, residuals, gradients):
-    """Two sums per channel, then one pass: the gradient is linear in the output's and in x."""
-    x, scale, bias, added, mean, inverse = residuals
-    axes = tuple(range(x.ndim - 1))
-    factor = scale * inverse
-    z = x * factor + (bias - mean * factor)
-    z = z if added is None else z + added
-    (to_z,) = jax.vjp(activation, z)[1](gradients[0].astype(z.dtype))
-    total, product = to_z.sum(axes), (to_z * x).sum(axes)
-    to_scale = (product - mean * total) * inverse
-    count = x.size // x.shape[-1]
-    of_x = -factor * inverse * to_scale / count
-    to_x = to_z * factor + x * of_x - (factor * total / count + of_x * mean)
-    to_added = None if added is None else to_z.astype(added.dtype)
-    return to_x.astype(x.dtype), to_scale, total, to_added
-
-
-_normalised.defvjp(_normalised_forward, _normalised_backward)  # type: ignore[attr-defined]
 
 
 # Queries of a block, whose scores reach no key after it; and examples at a time, so that the scores

@@ -91,9 +91,6 @@ def normalise(
     Returns:
         An array like x.
     """
-    if kind == "batch" and train and forms.takes("batch_norm"):
-        norm = forms.BatchNorm(momentum=_MOMENTUM, dtype=dtype, scale_init=scale_init)
-        return norm(x, added, activation)
     if kind == "batch":
         x = nn.BatchNorm(
             use_running_average=not train, momentum=_MOMENTUM, dtype=dtype, scale_init=scale_init
