@@ -70,9 +70,7 @@ _STALL_S = 0.010
 # Departures of the energy within a phase, see `_Spread`.
 _PRIOR_TICK_SPREAD = 0.02  # second difference of energy at ticks, over a tick's, before any is seen
 _PRIOR_RATIO = 5.0  # of departures at cuts over those at ticks, counted as one cut
-# Correlation lengths of departures in ticks, and shares: a swing that ticks do not resolve, and
-# power that wanders, of which a tick shows a fifth.
-_DEPARTURES = ((0.05, 1.0), (5.0, 10.0))
+_DEPARTURE_TICKS = 0.05  # correlation length: a departure says nothing about that a tick later
 _SURPRISE = 3.0  # a cut that disagrees by more of its standard errors is widened to that
 _UNEVEN = 1 / 3  # of the variance of a single burst: energy that lies anywhere within its tick
 _REMEMBERED = 64
@@ -772,12 +770,6 @@ class _Contrast:
     by_label_j2: dict[str, float]
 
 
-def _departures(lag_ticks: np.ndarray) -> np.ndarray:
-    """Covariance of departures at a lag, in units of the short-lived ones' variance."""
-    parts = (share * np.exp(-lag_ticks / length) for length, share in _DEPARTURES)
-    return np.sum(list(parts), axis=0)
-
-
 class _Spread:
     """How far energy departs from a line within phases: v, over the squared energy of a tick.
 
@@ -796,8 +788,7 @@ class _Spread:
     def saw_ticks(self, label: str, square: float) -> None:
         """Learns from the second difference of three ticks, over a tick's energy, squared."""
         seen = self._second_differences.setdefault(label, collections.deque(maxlen=_REMEMBERED))
-        now, next_to, beyond = _departures(np.array([0.0, 1.0, 2.0]))
-        seen.append(square / float(6 * now - 8 * next_to + 2 * beyond))
+        seen.append(square / 6)
 
     def saw_cut(self, contrasts: list[_Contrast]) -> None:
         """Learns from the ticks around a cut at which power may have stepped."""
@@ -902,7 +893,7 @@ class _Curve:
             ends_j = np.interp(time_s[[0, -1]], times[at_tick], tick_j)
             rough_w = (ends_j[1] - ends_j[0]) / max(time_s[-1] - time_s[0], 1e-9)
             lag_ticks = np.abs(time_s[:, None] - time_s) / period_s
-            unit = _departures(lag_ticks)
+            unit = np.exp(-lag_ticks / _DEPARTURE_TICKS)
             unit *= (max(rough_w, 0.05 * scale_w) * period_s) ** 2
             units.append((label, unit))
             covariances.append(spread.of(label) * unit + finest_j**2 * np.eye(len(within)))
