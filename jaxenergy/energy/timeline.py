@@ -16,7 +16,7 @@ E at the knots (ticks and marks) and an unknown power P of each phase this is on
 generalised least-squares problem:
 
     E(tick_i) = counter_i                       +- P sigma(bracket) and the counter's resolution
-    E(k) = c(phase) + P(phase) t(k) + X(k)      X with variance v(phase), nearly uncorrelated,
+    E(k) = c(phase) + P(phase) t(k) + X(k)      X with variance v(phase), uncorrelated,
 
 solved over the tick and its neighbours, up to the first without a step. A straight line through the
 tick is what it gives where power does not step; several marks in one tick, or a phase shorter than
@@ -70,7 +70,7 @@ _STALL_S = 0.010
 # Departures of the energy within a phase, see `_Spread`.
 _PRIOR_TICK_SPREAD = 0.02  # second difference of energy at ticks, over a tick's, before any is seen
 _PRIOR_RATIO = 5.0  # of departures at cuts over those at ticks, counted as one cut
-_DEPARTURE_TICKS = 0.05  # correlation length: a departure says nothing about that a tick later
+_DEPARTURE_TICKS = 0.05  # correlation length: what ticks do not resolve is new at each of them
 _SURPRISE = 3.0  # a cut that disagrees by more of its standard errors is widened to that
 _UNEVEN = 1 / 3  # of the variance of a single burst: energy that lies anywhere within its tick
 _REMEMBERED = 64
@@ -777,7 +777,8 @@ class _Spread:
     second difference has 6 v. `ratio` is learned from cuts, all labels together, as the weighted
     mean of squared disagreements over expected ones among the last 64; the weight of a cut is the
     part of what is expected that comes from departures, squared. From n cuts a Student
-    distribution with about n + 1 degrees of freedom follows, of which the variance is stated.
+    distribution follows, of which the variance is stated: of about n + 3 degrees of freedom, since
+    squares of a bounded swing scatter less than normal ones.
     """
 
     def __init__(self):
