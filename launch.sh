@@ -185,12 +185,13 @@ case $command in
     usage >&2
     exit 2
     ;;
-  test) extras="rapl report tensorboard test tfds torch" ;;
+  test) extras="rapl report rl tensorboard test tfds torch" ;;
   *)
     is_driver "$command" || refuse_driver "$command"
     extras="rapl tfds"
     [[ $command != compare ]] || extras="$extras torch"
     [[ $command != report ]] || extras="report"
+    [[ "$*" != *=cartpole* && "$*" != *=acrobot* ]] || extras="$extras rl"
     ;;
 esac
 shift

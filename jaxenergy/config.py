@@ -24,6 +24,9 @@ PROTOCOL = 3
 PRECISIONS = ("float32", "bfloat16")
 FORMS = ("auto", "plain")
 RESUME_MODES = ("auto", "never", "require")
+# What a run can aim at: `target_accuracy` and so on are settings.
+MEASURES = ("accuracy", "return", "bits_per_character")
+LOWER_IS_BETTER = ("bits_per_character",)
 
 
 def _setting(default: Any, help: str, *, identity: bool = True) -> Any:
@@ -35,6 +38,43 @@ def _setting(default: Any, help: str, *, identity: bool = True) -> Any:
         identity: whether it changes computation or measurement, and so the run's id.
     """
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity})
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """At what evaluation a run ends.
+
+    Attributes:
+        measure: what is looked at: `accuracy`, `return` or `bits_per_character`.
+        value: what it is to reach.
+    """
+
+    measure: str
+    value: float
+
+    def is_reached(self, evaluation: Mapping[str, Any]) -> bool:
+        """Whether an evaluation, a line of `metrics.jsonl` or the like, is as good as that."""
+        found = evaluation.get(f"validation_{self.measure}")
+        if found is None:
+            return False
+        return found <= self.value if self.measure in LOWER_IS_BETTER else found >= self.value
+
+
+def find_target(settings: Mapping[str, Any]) -> Target | None:
+    """The target that a config's settings name, or None.
+
+    Raises:
+        UsageError: they name several.
+    """
+    given = {
+        measure: value
+        for measure in MEASURES
+        if (value := settings.get(f"target_{measure}")) is not None
+    }
+    if len(given) > 1:
+        flags = " and ".join(f"--target_{measure}={given[measure]:g}" for measure in given)
+        raise UsageError(f"{flags} are both a target.\nAllowed: one of them.")
+    return Target(*next(iter(given.items()))) if given else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +112,12 @@ class RunConfig:
     )
     target_accuracy: float | None = _setting(
         None, "Stop at the first evaluation with this validation accuracy (0 to 1)."
+    )
+    target_return: float | None = _setting(
+        None, "Stop at the first evaluation with this validation return, of a control task."
+    )
+    target_bits_per_character: float | None = _setting(
+        None, "Stop at the first evaluation with at most these bits per character, of a text."
     )
     init_from: str | None = _setting(
         None, "Folder of a run whose trained layers to begin with, where name and shapes fit."
@@ -154,6 +200,11 @@ class RunConfig:
             if name not in names:
                 raise unknown_value("setting", name, names)
         return cls(**settings)
+
+    @property
+    def target(self) -> Target | None:
+        """At what evaluation the run ends; None where its length alone ends it."""
+        return find_target(dataclasses.asdict(self))
 
     def checkpoint_interval(self) -> tuple[int | None, float | None]:
         """`checkpoint_every` as (updates, None), (None, seconds), or (None, None) for never."""
@@ -258,6 +309,7 @@ _RANGES = {
     "updates": (lambda v: 1 <= v < 2**31, "1 to 2147483647"),
     "eval_every": (lambda v: v >= 1, "1 or more"),
     "target_accuracy": (lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    "target_bits_per_character": (lambda v: v > 0, "more than 0"),
     "seed": (lambda v: 0 <= v < 2**32, "0 to 4294967295"),
     "idle_seconds": (lambda v: 0 <= v <= 3600, "0 to 3600"),
     "keep": (lambda v: v >= 1, "1 or more"),
@@ -277,6 +329,7 @@ def _check_ranges(config: RunConfig) -> None:
         if getattr(config, name) not in allowed:
             raise unknown_value(f"--{name}", getattr(config, name), allowed)
     parse_interval(config.checkpoint_every)
+    find_target(dataclasses.asdict(config))
     if config.batch_size % config.accumulate:
         raise UsageError(
             f"--accumulate={config.accumulate} does not divide --batch_size={config.batch_size}.\n"

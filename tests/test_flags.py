@@ -30,6 +30,8 @@ WRONG = {
     "updates": [("0", "1 to"), ("1.5", "whole number")],
     "eval_every": [("0", "1 or more"), ("often", "whole number")],
     "target_accuracy": [("0", "more than 0"), ("97", "at most 1")],
+    "target_return": [("much", "number"), ("100", "--target_accuracy")],
+    "target_bits_per_character": [("0", "more than 0"), ("2", "--target_accuracy")],
     "precision": [("float23", "float32")],
     "forms": [("plian", "plain")],
     "init_from": [("no/such/folder", "no/such/folder")],

@@ -2,7 +2,8 @@
 
 `load(name, data_dir=...)` is the door; the part that runs on the device is in
 `jaxenergy.data.pipeline`, the only module here that imports jax. A new set is one row of
-`DATASETS`, or of `official.OFFICIAL` if it is a published one.
+`DATASETS`, or of `official.OFFICIAL` if it is a published one. Environments to act in stand beside
+them by name, and `load_task` is their door.
 """
 
 import os
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxenergy.arguments import COUNT, Argument, read_arguments, split_arguments
+from jaxenergy.data.control import TASKS, ControlTask, load_task
 from jaxenergy.data.dataset import Dataset, Facts, Split, build_dataset, take_evenly
 from jaxenergy.data.digits import load_digits
 from jaxenergy.data.official import OFFICIAL, build_official
@@ -19,7 +21,17 @@ from jaxenergy.data.text import load_stdlib, load_text
 from jaxenergy.errors import UsageError
 from jaxenergy.registry import Registry
 
-__all__ = ["DATASETS", "Dataset", "Facts", "Split", "build_dataset", "load"]
+__all__ = [
+    "DATASETS",
+    "ControlTask",
+    "Dataset",
+    "Facts",
+    "Split",
+    "build_dataset",
+    "is_control",
+    "load",
+    "load_task",
+]
 
 
 def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
@@ -45,6 +57,11 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
         return loader(options, folder)
     except OSError as error:
         raise UsageError(f"--dataset={name} --data_dir={data_dir}: {error}") from error
+
+
+def is_control(name: str) -> bool:
+    """Whether a name of `DATASETS` is that of an environment, which `load_task` loads."""
+    return name.partition(":")[0] in TASKS
 
 
 Loader = Callable[[str, Path | None], Dataset]
@@ -121,6 +138,15 @@ def _ways_to_get(name: str, data_dir: Path | None, why: str) -> str:
     )
 
 
+def _refuse_task(name: str, options: str, data_dir: Path | None) -> Dataset:
+    """Stands in for the loader of a control task, for whoever needs examples."""
+    del options, data_dir
+    raise UsageError(
+        f"--dataset={name} is an environment to act in, and has no examples.\n"
+        "Allowed here: data sets of examples; experiments.run, sweep and study train on it."
+    )
+
+
 DATASETS.add(
     "digits",
     partial(_without_options, "digits", load_digits),
@@ -147,3 +173,9 @@ DATASETS.add(
     "the source of the running Python as characters, e.g. stdlib:length=128,characters=2000000",
 )
 DATASETS.add("text", load_text, "characters of your own text, --data_dir=FILE; options as stdlib")
+for _name in TASKS:
+    DATASETS.add(
+        _name,
+        partial(_refuse_task, _name),
+        f"to act in: {TASKS.describe(_name)}; e.g. {_name}:environments=16,steps=64",
+    )

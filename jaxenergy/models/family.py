@@ -131,6 +131,8 @@ class Family:
         dot_only: whether there is no convolution inside, so that many updates may be rolled into
             one loop on the CPU.
         recurrent: whether it loops over time inside, which XLA counts once.
+        vectors: whether an example may be a plain vector of numbers, as one pixel of an image: the
+            family looks at no neighbourhood.
         ynn_elementwise: whether its elementwise operations are better left to YNNPACK on the CPU
             (`runtime.elementwise_options`): norms and activations between 3 x 3 convolutions are.
     """
@@ -147,4 +149,5 @@ class Family:
     presets: tuple[Callable[[], Preset], ...] = ()
     dot_only: bool = False
     recurrent: bool = False
+    vectors: bool = False
     ynn_elementwise: bool = False

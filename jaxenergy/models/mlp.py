@@ -62,5 +62,6 @@ FAMILY = Family(
     depth_rule=lambda options: DepthRule(counts="hidden layers"),
     options={"norm": norm_argument("none", ("batch", "layer", "none")), "dropout": DROPOUT},
     dot_only=True,
+    vectors=True,
     presets=(mlp_2x128, mlp_3x1024),
 )

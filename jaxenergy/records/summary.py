@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from jaxenergy.config import Target, find_target
 from jaxenergy.errors import unknown_value
 from jaxenergy.records.files import null_unless_finite
 from jaxenergy.records.schema import LOST, PHASES, ROLLBACK, SCHEMA, STATUSES
@@ -80,7 +81,7 @@ def summarise(
     """The content of `summary.json`.
 
     Args:
-        config: the run's config; `target_accuracy` is read from it.
+        config: the run's config; its target is read from it.
         windows_lines: the lines of `windows.jsonl`, rollback events among them, in file order.
         metrics_lines: the lines of `metrics.jsonl`: `update`, `train_loss`, `validation_accuracy`.
         facts: what the lines do not say. Required: `status`, `provenance`, `parameters` (int or
@@ -130,7 +131,7 @@ def summarise(
         "duration_s": _duration_s(line for _, line in labelled),
         "duration_by_phase_s": {phase: _duration_s(lines) for phase, lines in by_phase.items()},
         "final": _final(metrics, facts.get("final", {})),
-        "target": _target(config.get("target_accuracy"), metrics, labelled, domains),
+        "target": _target(find_target(config), metrics, labelled, domains),
         "energy_j": _energy(by_phase, domains, facts, estimators),
         "per_iteration_j": _mean_per(estimators, train, "iterations", domains),
         "per_update_j": per_update,
@@ -310,25 +311,24 @@ def _final(metrics: Sequence[Line], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _target(
-    accuracy: float | None,
+    target: Target | None,
     metrics: Sequence[Line],
     labelled: Sequence[tuple[str, Line]],
     domains: Sequence[str],
 ) -> dict[str, Any] | None:
     """When the target was reached first, and what that had taken."""
-    if accuracy is None:
+    if target is None:
         return None
-    reached_at = None
-    for line in metrics:
-        validation = line.get("validation_accuracy")
-        if validation is not None and validation >= accuracy:
-            reached_at = line["update"]
-            break
+    reached_at = next((line["update"] for line in metrics if target.is_reached(line)), None)
     energy_j, reason = None, "the target was not reached"
     if reached_at is not None:
         energy_j, reason = _energy_until(reached_at, labelled, domains)
-    target = {"accuracy": accuracy, "reached_at_update": reached_at, "energy_j": energy_j}
-    return {**target, "why": {"energy_j": reason}} if reason else target
+    record = {
+        target.measure: target.value,
+        "reached_at_update": reached_at,
+        "energy_j": energy_j,
+    }
+    return {**record, "why": {"energy_j": reason}} if reason else record
 
 
 def _energy_until(

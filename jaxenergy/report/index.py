@@ -288,6 +288,7 @@ def make_record(run: Run, relative: str, page: str) -> Record:
         "bits_per_character": _number(
             final.get("test_bits_per_character", final.get("validation_bits_per_character"))
         ),
+        "return": _number(final.get("test_return", final.get("validation_return"))),
         "train_loss": _number(final.get("train_loss")),
         "validation_accuracy": _number(final.get("validation_accuracy")),
         "test_accuracy": _number(final.get("test_accuracy")),

@@ -64,8 +64,9 @@ _RUN_COLUMNS = (
     ("per_example_j", "J per example", "joules", False, "mean of steady windows"),
     ("per_token_j", "J per token", "joules", False, "of text"),
     ("bits_per_character", "bits per character", "number", False, "of text; lower is better"),
+    ("return", "return", "number", False, "of a control task: test; else validation"),
     ("net_j", "above idle", "joules", False, "joules above idle power"),
-    ("target_energy_j", "to target", "joules", False, "joules until the target accuracy"),
+    ("target_energy_j", "to target", "joules", False, "joules until the target was reached"),
     ("duration_s", "time", "duration", False, "all phases"),
     ("device", "device", "text", True, ""),
 )
@@ -82,6 +83,7 @@ _METRIC_COLUMNS = (
     ("update", "update", "count"),
     ("train_loss", "train loss", "number"),
     ("validation_accuracy", "validation accuracy", "percent"),
+    ("validation_return", "validation return", "number"),
     ("energy_j", "energy so far", "joules"),
 )
 
@@ -344,6 +346,8 @@ def _run_answer(run: Record) -> list[Statement]:
     ]
     if accuracies:
         statements.append(Statement("accuracy", f"{', '.join(accuracies)}."))
+    if run["return"] is not None:
+        statements.append(Statement("return", f"{run['return']:.2f}, the mean of episodes."))
     statements += [Statement("warning", warning) for warning in run["warnings"]]
     return statements
 

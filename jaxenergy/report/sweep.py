@@ -118,7 +118,7 @@ class SweepView:
         table = Table()
         for name in sweep.varied:
             table.add_column(name.replace("_", " "))
-        for heading in ("runs", "energy", "per update", "test accuracy", "time"):
+        for heading in ("runs", "energy", "per update", "test", "time"):
             table.add_column(heading, justify="right")
         groups = _groups(result)
         shown = groups if height is None else _most_recent(groups, max(3, height))
@@ -131,7 +131,9 @@ class SweepView:
                 f"{len(done)}/{len(cells)}",
                 format_si(_mean(done, "energy_j", "total"), "J") if done else "",
                 format_si(_mean(done, "per_update_j", "mean"), "J") if done else "",
-                _percent(_mean(done, "final", "test_accuracy")),
+                _quality(
+                    _mean(done, "final", "test_accuracy"), _mean(done, "final", "test_return")
+                ),
                 format_duration_s(_mean(done, "duration_s")) if done else "",
                 style=style,
             )
@@ -257,7 +259,9 @@ def _figures(summary: dict[str, Any]) -> str:
     parts = [
         "" if joules is None else format_si(joules, "J"),
         "" if provenance in ("measured", "none") else provenance,
-        _percent(_value(summary, "final", "test_accuracy")),
+        _quality(
+            _value(summary, "final", "test_accuracy"), _value(summary, "final", "test_return")
+        ),
         format_duration_s(summary.get("duration_s")),
     ]
     return " ".join(part for part in parts if part)
@@ -284,5 +288,8 @@ def _mean(summaries: Sequence[dict[str, Any]], *path: str) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def _quality(accuracy: float | None, mean_return: float | None) -> str:
+    """How well the network does on the test part, in words that say what it is."""
+    if mean_return is not None:
+        return f"return {mean_return:.1f}"
+    return "" if accuracy is None else f"accuracy {accuracy:.2%}"

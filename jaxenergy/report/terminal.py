@@ -17,7 +17,7 @@ PROVENANCE_WORDS = {
 }
 _STATUS_WORDS = {
     "completed": "completed",
-    "target_reached": "target accuracy reached",
+    "target_reached": "target reached",
     "preempted": "stopped early; the same command goes on from here",
     "failed": "FAILED",
 }
@@ -70,6 +70,9 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
     for name, key in (("test accuracy", "test_accuracy"), ("validation", "validation_accuracy")):
         if final[key] is not None:
             row(name, f"{final[key]:.2%}")
+    for split in ("test", "validation"):
+        if final.get(f"{split}_return") is not None:
+            row(f"{split} return", f"{final[f'{split}_return']:.2f}")
     bits = final.get("test_bits_per_character", final.get("validation_bits_per_character"))
     if bits is not None:
         row("bits per character", f"{bits:.4f}")
@@ -83,12 +86,9 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
     target = summary["target"]
     if target is not None and target["reached_at_update"] is not None:
         energy = format_si(target["energy_j"], "J")
-        row(
-            f"to {target['accuracy']:.2%}",
-            f"{energy} after {target['reached_at_update']:,} updates",
-        )
+        row(_target_words(target), f"{energy} after {target['reached_at_update']:,} updates")
     elif target is not None:
-        row(f"to {target['accuracy']:.2%}", "not reached")
+        row(_target_words(target), "not reached")
     compiled = summary["compiled"]
     if compiled:
         cached = " (from the cache)" if compiled["cache_hit"] else ""
@@ -99,6 +99,14 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
             )
         row("compilation", text)
     return table
+
+
+def _target_words(target: Mapping[str, Any]) -> str:
+    if "return" in target:
+        return f"to a return of {target['return']:g}"
+    if "bits_per_character" in target:
+        return f"to {target['bits_per_character']:g} bits per character"
+    return f"to {target['accuracy']:.2%}"
 
 
 def _phase_table(summary: Mapping[str, Any]) -> Table:

@@ -122,8 +122,7 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
 
     runtime.prepare()
 
-    from jaxenergy import data
-    from jaxenergy.training.session import one_device
+    from jaxenergy.training.session import load_source, one_device
 
     begun_s = time.monotonic()
     configs = {key: RunConfig(**values) for key, values in question["configs"].items()}
@@ -133,7 +132,7 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
         which = (config.dataset, config.data_dir)
         try:
             if which not in datasets:
-                datasets[which] = data.load(config.dataset, data_dir=config.data_dir)
+                datasets[which] = load_source(config)
             counted = len(configs) <= _MOST_COUNTED
             sizes[key] = _size(config, datasets[which], platform, counted)
         except UsageError as error:
@@ -159,14 +158,17 @@ def _with_flags(message: str, config: RunConfig, configs: Mapping[str, RunConfig
 
 
 def _size(config: RunConfig, dataset: Any, platform: str, counted: bool) -> Size:
-    from jaxenergy.training.plan import make_plan
+    from jaxenergy.training.control import ControlPlan
+    from jaxenergy.training.session import make_any_plan
 
-    plan = make_plan(config, dataset, platform)
+    plan = make_any_plan(config, dataset, platform)
     return Size(
         updates=plan.total_updates,
         parameters=plan.parameters,
         batch_size=config.batch_size,
-        flops_per_update=_count_flops(plan) if counted else None,
+        flops_per_update=(
+            _count_flops(plan) if counted and not isinstance(plan, ControlPlan) else None
+        ),
     )
 
 

@@ -14,7 +14,7 @@ import pathlib
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +22,10 @@ from orbax import checkpoint as ocp
 
 from jaxenergy.errors import RunError
 from jaxenergy.records.files import plain_text
+from jaxenergy.training.ppo import ControlState
 from jaxenergy.training.steps import TrainState
+
+State = TypeVar("State", TrainState, ControlState)
 
 _CHECKSUM = "crc32"  # beside the progress
 # Seconds that writes and reads which were begun beside one that failed are waited for.
@@ -36,7 +39,7 @@ class Progress:
     Attributes:
         update: updates whose loss has arrived.
         evaluated_at: the update of the last evaluation.
-        validation_accuracy: what it found; None before the first.
+        evaluation: what it found, as `metrics.jsonl` has it; empty before the first.
         loss_sum: the sum of the losses of the updates since then.
         loss_updates: how many those are.
         account: the energy ledger by then, as `RunFolder.account` gives it; empty where none is
@@ -45,7 +48,7 @@ class Progress:
 
     update: int = 0
     evaluated_at: int = 0
-    validation_accuracy: float | None = None
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
     loss_sum: float = 0.0
     loss_updates: int = 0
     account: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -94,7 +97,7 @@ class Checkpoints:
             ),
         )
 
-    def save(self, update: int, state: TrainState, progress: Progress) -> None:
+    def save(self, update: int, state: State, progress: Progress) -> None:
         """Starts to save the state after `update` updates; returns once it may be donated.
 
         Raises:
@@ -116,10 +119,10 @@ class Checkpoints:
 
     def restore(
         self,
-        like: TrainState,
+        like: State,
         say: Callable[[str], None],
         fault_of: Callable[[Progress], str | None] = lambda progress: None,
-    ) -> tuple[TrainState, Progress] | None:
+    ) -> tuple[State, Progress] | None:
         """The newest checkpoint that can be gone on from, or None where there is none.
 
         Args:
@@ -162,8 +165,8 @@ class Checkpoints:
         return None
 
     def _read(
-        self, step: int, template: TrainState, fault_of: Callable[[Progress], str | None]
-    ) -> tuple[TrainState, Progress] | str:
+        self, step: int, template: State, fault_of: Callable[[Progress], str | None]
+    ) -> tuple[State, Progress] | str:
         """A checkpoint's state and progress, or why they cannot be had."""
         try:
             restored = self._manager.restore(
@@ -172,7 +175,7 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()
                 ),
             )
-            state, progress = TrainState(*restored.state), restored.progress
+            state, progress = type(template)(*restored.state), restored.progress
             progress = _checked(state, progress)
             if fault := fault_of(progress):
                 return fault
@@ -260,7 +263,7 @@ def _shortly(error: BaseException) -> str:
     return f"{type(error).__name__}: {plain_text(text if len(text) <= 200 else '…' + text[-200:])}"
 
 
-def _checksum(state: TrainState, remembered: Mapping[str, Any]) -> int:
+def _checksum(state: State, remembered: Mapping[str, Any]) -> int:
     """The CRC-32 of all that a checkpoint holds: Orbax gives arrays with flipped bits as they are.
 
     Args:
@@ -273,15 +276,16 @@ def _checksum(state: TrainState, remembered: Mapping[str, Any]) -> int:
     return checksum
 
 
-def _checked(state: TrainState, saved: Mapping[str, Any]) -> Progress:
+def _checked(state: State, saved: Mapping[str, Any]) -> Progress:
     """The progress of a restored checkpoint whose contents are what was saved."""
     remembered = {name: value for name, value in saved.items() if name != _CHECKSUM}
-    progress = Progress(**remembered)
+    known = {field.name for field in dataclasses.fields(Progress)}
+    progress = Progress(**{name: value for name, value in remembered.items() if name in known})
     if saved.get(_CHECKSUM) != _checksum(state, remembered):
         raise ValueError("its contents are not those that were saved")
     return progress
 
 
-def _with_raw_key(state: TrainState) -> TrainState:
+def _with_raw_key(state: State) -> State:
     """The state with its typed PRNG key as plain uint32, which Orbax stores as an array."""
     return state._replace(key=jax.random.key_data(state.key))

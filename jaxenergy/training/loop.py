@@ -16,9 +16,12 @@ import jax
 from jaxenergy.energy import Ledger, updates_per_window
 from jaxenergy.records import RunFolder
 from jaxenergy.training.checkpoint import Checkpoints, Progress
-from jaxenergy.training.plan import Plan
-from jaxenergy.training.programs import Evaluation, Programs
-from jaxenergy.training.steps import CallMetrics, TrainState
+from jaxenergy.training.control import ReturnEvaluation
+from jaxenergy.training.plan import Timetable
+from jaxenergy.training.programs import Evaluation
+from jaxenergy.training.steps import CallMetrics
+
+State = Any  # a train state, whichever the programs take
 
 # A kill loses the window it falls in, so none is too long; a run of days should not leave millions
 # of them, so none is too short. The first one tells how many updates the others take.
@@ -27,6 +30,27 @@ _MIN_WINDOW_S = 1.0
 _FIRST_WINDOW_S = 0.25
 # A short training has shorter ones, so that there are enough for an interval.
 _WINDOWS_WANTED = 50
+
+
+class Programs(Protocol):
+    """The compiled programs of a run, as far as the loop calls them."""
+
+    @property
+    def fixed_iterations(self) -> int | None:
+        """Iterations of each update; None where calls tell them."""
+
+    def call_length(self, update: int) -> int:
+        """Updates of the call that begins at `update`; a function of the config alone."""
+        ...
+
+    def train(self, state: State, update: int, updates: int) -> tuple[State, CallMetrics]:
+        """Dispatches a call of so many updates that begins after `update`; donates the state."""
+        ...
+
+    def evaluation(
+        self, state: State, split: str, stop_requested: Callable[[], bool]
+    ) -> Evaluation | ReturnEvaluation | None:
+        """Evaluates a split and waits for it; None where a stop was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +121,7 @@ class Outcome:
     """
 
     status: str
-    state: TrainState
+    state: State
     update: int
     why: str | None = None
 
@@ -118,7 +142,7 @@ class Loop:
         tick_s: the longest tick of the counters, which decides how long a window must be.
     """
 
-    plan: Plan
+    plan: Timetable
     programs: Programs
     ledger: Ledger
     account: Account
@@ -128,7 +152,7 @@ class Loop:
     observer: Observer
     tick_s: float
 
-    def run(self, state: TrainState, progress: Progress) -> Outcome:
+    def run(self, state: State, progress: Progress) -> Outcome:
         """Trains to the plan's end, its target, a failure or a stop.
 
         Args:
@@ -146,7 +170,7 @@ class Loop:
         finally:
             self.observer.end()
 
-    def _run(self, state: TrainState, progress: Progress) -> Outcome:
+    def _run(self, state: State, progress: Progress) -> Outcome:
         """Alternates stretches of training with what is due between them."""
         plan, update = self.plan, progress.update
         while True:
@@ -157,7 +181,7 @@ class Loop:
                 evaluation = self.evaluate(state, update, "validation")
                 if evaluation is None:
                     return self._end("preempted", state, update, progress)
-                if math.isnan(evaluation.accuracy):
+                if not evaluation.is_finite:
                     why = f"the network's output is not finite after update {update}"
                     return Outcome("failed", state, update, why)
                 self._record(update, evaluation, progress)
@@ -171,7 +195,9 @@ class Loop:
             if why is not None:
                 return Outcome("failed", state, update, why)
 
-    def evaluate(self, state: TrainState, update: int, split: str) -> Evaluation | None:
+    def evaluate(
+        self, state: State, update: int, split: str
+    ) -> Evaluation | ReturnEvaluation | None:
         """How well a split is predicted, as an `eval` phase; None where a stop was asked for.
 
         Args:
@@ -188,8 +214,8 @@ class Loop:
         return evaluation
 
     def _stretch(
-        self, state: TrainState, update: int, progress: Progress
-    ) -> tuple[TrainState, int, str | None]:
+        self, state: State, update: int, progress: Progress
+    ) -> tuple[State, int, str | None]:
         """Trains until there is something else to do, in windows of equal numbers of updates.
 
         Returns:
@@ -203,9 +229,7 @@ class Loop:
             leaving = False
             while update < boundary and not leaving:
                 length = self.programs.call_length(update)
-                state, metrics = self.programs.updates[length](
-                    state, self.programs.splits["train"], self.programs.orders(update)
-                )
+                state, metrics = self.programs.train(state, update, length)
                 update += length
                 window.add(metrics)
                 if pending is not None:
@@ -213,7 +237,8 @@ class Loop:
                 pending = (metrics, length)
                 leaving = why is not None or self.stop_requested() or self._seconds_are_up()
                 if leaving or update >= boundary or self._window_is_full(window, update):
-                    phase.cut(state, steady=window.steady, **window.counts(self.programs, update))
+                    counts = window.counts(self.programs, update, self.plan.config.batch_size)
+                    phase.cut(state, steady=window.steady, **counts)
                     self._learn_window_length(window, update)
                     window = _Window(update, self.checkpoints.saving)
         if why is None and pending is not None:
@@ -250,24 +275,27 @@ class Loop:
         self.observer.advance(progress.update, value, self.account)
         return None
 
-    def _record(self, update: int, evaluation: Evaluation, progress: Progress) -> None:
+    def _record(
+        self, update: int, evaluation: Evaluation | ReturnEvaluation, progress: Progress
+    ) -> None:
+        found = evaluation_record(self.plan, evaluation, "validation")
         metrics = {
             "update": update,
             "train_loss": progress.take_loss(),
-            **evaluation_record(self.plan, evaluation, "validation"),
+            **found,
             "energy_j": self.account.energy_j(),
             "provenance": self.account.provenance,
         }
         if metrics["energy_j"] is None:
             metrics["why"] = {"energy_j": self.account.why_unknown()}
         progress.evaluated_at = update
-        progress.validation_accuracy = evaluation.accuracy
+        progress.evaluation = found
         self.folder.append_metrics(metrics)
         self.observer.evaluated(metrics)
 
     def _target_is_reached(self, progress: Progress) -> bool:
-        target, accuracy = self.plan.config.target_accuracy, progress.validation_accuracy
-        return target is not None and accuracy is not None and accuracy >= target
+        target = self.plan.config.target
+        return target is not None and target.is_reached(progress.evaluation)
 
     def _seconds_are_up(self) -> bool:
         seconds = self.plan.checkpoint_seconds
@@ -277,28 +305,34 @@ class Loop:
         every = self.plan.checkpoint_updates
         return self._seconds_are_up() or (every is not None and update > 0 and update % every == 0)
 
-    def _save(self, state: TrainState, update: int, progress: Progress) -> None:
+    def _save(self, state: State, update: int, progress: Progress) -> None:
         with self.ledger.phase("checkpoint"):
             progress.account = self.folder.account()
             self.folder.sync()  # after a power cut, no checkpoint is ahead of its records
             self.checkpoints.save(update, state, progress)
         self._last_save_s = time.monotonic()
 
-    def _end(self, status: str, state: TrainState, update: int, progress: Progress) -> Outcome:
+    def _end(self, status: str, state: State, update: int, progress: Progress) -> Outcome:
         self._save(state, update, progress)
         return Outcome(status, state, update)
 
 
-def evaluation_record(plan: Plan, evaluation: Evaluation, split: str) -> dict[str, float]:
+def evaluation_record(
+    plan: Timetable, evaluation: Evaluation | ReturnEvaluation, split: str
+) -> dict[str, float]:
     """An evaluation as the records have it: accuracy, loss and, for text, bits per character.
+
+    Of a control task it is the return alone.
 
     Args:
         plan: what is run.
         evaluation: of that split.
         split: `validation` or `test`, with which the keys begin.
     """
+    if isinstance(evaluation, ReturnEvaluation):
+        return {f"{split}_return": evaluation.mean_return}
     record = {f"{split}_accuracy": evaluation.accuracy, f"{split}_loss": evaluation.loss}
-    if plan.dataset.tokens_per_example is not None:
+    if plan.tokens_per_example is not None:
         record[f"{split}_bits_per_character"] = evaluation.bits
     return record
 
@@ -326,7 +360,7 @@ class _Window:
         if metrics.iterations is not None:
             self._iterations.append(metrics.iterations)
 
-    def counts(self, programs: Programs, update: int) -> dict[str, int]:
+    def counts(self, programs: Programs, update: int, batch_size: int) -> dict[str, int]:
         """The counts of a line of `windows.jsonl`, with `update` updates made in all."""
         updates = update - self.first_update
         fixed = programs.fixed_iterations
@@ -334,5 +368,5 @@ class _Window:
             "first_update": self.first_update,
             "updates": updates,
             "iterations": sum(map(int, self._iterations)) if fixed is None else updates * fixed,
-            "examples": updates * programs.plan.config.batch_size,
+            "examples": updates * batch_size,
         }

@@ -6,7 +6,7 @@ anything is written.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from jaxenergy.training.steps import Program, make_init
 _DEFAULT_EPOCHS = 40.0
 _EVALUATIONS = 20
 _EVALUATION_BATCH_SIZE = 512
+# What an evaluation tells of a text that a run can aim at.
+_OF_TEXT = ("accuracy", "bits_per_character")
 
 # Work per compiled call that makes the call's own cost (some 0.1 ms) small beside it, in floating
 # point operations: about 10 ms on a CPU of 200 GFLOP/s and on a GPU of 20 TFLOP/s.
@@ -31,36 +33,29 @@ _MAX_UPDATES_PER_CALL = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What one run will do.
+class Timetable:
+    """When a run stands still, and for what.
 
     Attributes:
         config: where it came from.
-        dataset: the data, in host memory.
-        program: the model, the optimizer and the batch's make-up.
         total_updates: updates of a whole run.
         eval_every: updates between evaluations.
         checkpoint_updates: updates between checkpoints, None where seconds or nothing decide.
         checkpoint_seconds: seconds between checkpoints, None where updates or nothing decide.
-        eval_batch_sizes: examples per evaluation call, for each split that is evaluated.
         parameters: the number of the network's parameters.
-        trained_parameters: how many of them an update changes.
-        initial: what to begin with instead of fresh parameters; None for those.
-        forms: forms other than plain Flax that the network's layers take in training.
     """
 
     config: RunConfig
-    dataset: Dataset
-    program: Program
     total_updates: int
     eval_every: int
     checkpoint_updates: int | None
     checkpoint_seconds: float | None
-    eval_batch_sizes: dict[str, int]
     parameters: int
-    trained_parameters: int
-    initial: Initial | None
-    forms: tuple[str, ...]
+
+    @property
+    def tokens_per_example(self) -> int | None:
+        """The length of a sequence of tokens; None where an example is something else."""
+        return None
 
     def next_boundary(self, update: int) -> int:
         """The update at which the loop must next stand still: evaluation, checkpoint or end."""
@@ -69,6 +64,32 @@ class Plan:
             if every is not None:
                 boundaries.append((update // every + 1) * every)
         return min(boundaries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Timetable):
+    """What one run will do.
+
+    Attributes:
+        dataset: the data, in host memory.
+        program: the model, the optimizer and the batch's make-up.
+        eval_batch_sizes: examples per evaluation call, for each split that is evaluated.
+        trained_parameters: how many of the network's parameters an update changes.
+        initial: what to begin with instead of fresh parameters; None for those.
+        forms: forms other than plain Flax that the network's layers take in training.
+    """
+
+    dataset: Dataset
+    program: Program
+    eval_batch_sizes: dict[str, int]
+    trained_parameters: int
+    initial: Initial | None
+    forms: tuple[str, ...]
+
+    @property
+    def tokens_per_example(self) -> int | None:
+        """The length of a sequence of tokens; None where an example is something else."""
+        return self.dataset.tokens_per_example
 
     def resolved(self) -> dict[str, Any]:
         """What the config left open, as decided, for `config.json`."""
@@ -132,6 +153,7 @@ def make_plan(
         raise UsageError(
             f"--augment is for images; --dataset={config.dataset} has sequences of tokens."
         )
+    check_target(config, ("accuracy",) if dataset.tokens_per_example is None else _OF_TEXT)
     model = models.build(
         config.model,
         depth=config.depth,
@@ -171,23 +193,47 @@ def make_plan(
         dataset=dataset,
         program=program,
         total_updates=total_updates,
-        eval_every=min(
-            total_updates, config.eval_every or max(1, -(-total_updates // _EVALUATIONS))
-        ),
+        eval_every=evaluation_interval(config, total_updates),
         checkpoint_updates=checkpoint_updates,
         checkpoint_seconds=checkpoint_seconds,
         eval_batch_sizes={
             split: min(_EVALUATION_BATCH_SIZE, len(getattr(dataset, split).labels))
             for split in ("validation", "test")
         },
-        parameters=_count(state.params),
-        trained_parameters=_count(program.trained(state.params)),
+        parameters=count_parameters(state.params),
+        trained_parameters=count_parameters(program.trained(state.params)),
         initial=initial,
         forms=model.forms_taken(config.batch_size // config.accumulate),
     )
 
 
-def _count(params: Any) -> int:
+def check_target(config: RunConfig, measures: Sequence[str]) -> None:
+    """Refuses a target that no evaluation of the run tells.
+
+    Args:
+        config: the settings.
+        measures: what its evaluations tell.
+
+    Raises:
+        UsageError: the target is another.
+    """
+    target = config.target
+    if target is not None and target.measure not in measures:
+        allowed = " or ".join(f"--target_{measure}" for measure in measures)
+        raise UsageError(
+            f"--target_{target.measure}={target.value:g} is not possible with "
+            f"--dataset={config.dataset}, whose evaluations tell no such thing.\n"
+            f"Allowed: {allowed}."
+        )
+
+
+def evaluation_interval(config: RunConfig, total_updates: int) -> int:
+    """Updates between evaluations."""
+    return min(total_updates, config.eval_every or max(1, -(-total_updates // _EVALUATIONS)))
+
+
+def count_parameters(params: Any) -> int:
+    """The numbers in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

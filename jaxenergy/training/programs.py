@@ -1,8 +1,9 @@
 """Compiles what a run calls, all of it before the first update."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxenergy.models import MODELS, Model
 from jaxenergy.models.forms import LOOPING_FORMS
 from jaxenergy.training.plan import Plan, updates_per_call
 from jaxenergy.training.steps import (
+    CallMetrics,
     DeviceSplit,
     EvaluationCounts,
     TrainState,
@@ -44,6 +46,11 @@ class Evaluation:
 
     accuracy: float
     loss: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the network's output was finite."""
+        return not math.isnan(self.accuracy)
 
     @property
     def bits(self) -> float:
@@ -90,10 +97,26 @@ class Programs:
             self._orders = (epoch, self.order(self.order_key, np.int32(epoch)))
         return self._orders[1]
 
+    def train(self, state: TrainState, update: int, updates: int) -> tuple[TrainState, CallMetrics]:
+        """Dispatches a call of so many updates that begins after `update`; donates the state."""
+        return self.updates[updates](state, self.splits["train"], self.orders(update))
+
     def call_length(self, update: int) -> int:
         """Updates of the call that begins at `update`; a function of the config alone."""
         left = self.plan.next_boundary(update) - update
         return self.updates_per_call if left >= self.updates_per_call else 1
+
+    def warm_up(self) -> None:
+        """Runs every program once on a throw-away state: first-call costs end before training.
+
+        No update of the run is made here: the state is dropped.
+        """
+        state = self.init(self.state_key)
+        for split, evaluate in self.evaluate.items():
+            jax.block_until_ready(evaluate(state, self.splits[split], np.int32(0)))
+        for updates in self.updates:
+            state, metrics = self.train(state, 0, updates)
+            jax.block_until_ready((state, metrics))
 
     def evaluation(
         self, state: TrainState, split: str, stop_requested: Callable[[], bool] = lambda: False
@@ -153,14 +176,7 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
     """
     state_key, order_key = jax.random.split(jax.random.key(plan.config.seed))
     examples = splits["train"].labels.shape[0]
-    events = {"hits": 0, "misses": 0}
-
-    def count_event(event: str, **kwargs: Any) -> None:
-        if event in _CACHE_EVENTS:
-            events[_CACHE_EVENTS[event]] += 1
-
-    monitoring.register_event_listener(count_event)
-    try:
+    with count_cache_events() as events:
         initial = None if plan.initial is None else jax.device_put(plan.initial.variables)
         compiled_init = jax.jit(make_init(plan.program)).lower(order_key, initial).compile()
         order = jax.jit(make_orders(examples)).lower(order_key, np.int32(0)).compile()
@@ -184,8 +200,6 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
             .compile(options)
             for name, size in plan.eval_batch_sizes.items()
         }
-    finally:
-        monitoring.unregister_event_listener(count_event)
     return Programs(
         init=lambda key: compiled_init(key, initial),
         updates=updates,
@@ -200,9 +214,30 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         facts={
             **cost,
             "updates_per_call": longest,
-            "cache_hit": events["hits"] > 0 and events["misses"] == 0,
+            "cache_hit": was_cached(events),
         },
     )
+
+
+@contextlib.contextmanager
+def count_cache_events() -> Iterator[dict[str, int]]:
+    """Counts the programs that are found in the cache of compiled ones, and those that are not."""
+    events = {"hits": 0, "misses": 0}
+
+    def count_event(event: str, **kwargs: Any) -> None:
+        if event in _CACHE_EVENTS:
+            events[_CACHE_EVENTS[event]] += 1
+
+    monitoring.register_event_listener(count_event)
+    try:
+        yield events
+    finally:
+        monitoring.unregister_event_listener(count_event)
+
+
+def was_cached(events: Mapping[str, int]) -> bool:
+    """Whether all programs were found in the cache."""
+    return events["hits"] > 0 and events["misses"] == 0
 
 
 def compiler_options(model: Model, lowered: Any, platform: str) -> dict[str, str] | None:
@@ -252,16 +287,3 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
             "counts a loop's body once"
         },
     }
-
-
-def warm_up(programs: Programs) -> None:
-    """Runs every program once on a throw-away state, so that first-call costs end before training.
-
-    No update of the run is made here: the state is dropped.
-    """
-    state = programs.init(programs.state_key)
-    for split, evaluate in programs.evaluate.items():
-        jax.block_until_ready(evaluate(state, programs.splits[split], np.int32(0)))
-    for call in programs.updates.values():
-        state, metrics = call(state, programs.splits["train"], programs.orders(0))
-        jax.block_until_ready((state, metrics))

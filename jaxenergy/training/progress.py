@@ -45,7 +45,7 @@ class ConsoleObserver(SilentObserver):
     def __init__(self, console: Console):
         self.console = console
         self._bar: Progress | None = None
-        self._accuracy: float | None = None
+        self._found = ""  # by the last evaluation
         self._total_updates = 0
 
     def say(self, text: str) -> None:
@@ -82,7 +82,7 @@ class ConsoleObserver(SilentObserver):
         power_w = account.power_w()
         parts = [
             f"loss {loss:.4f}",
-            "" if self._accuracy is None else f"{self._accuracy:.1%}",
+            self._found,
             f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s",
             "" if power_w is None else format_si(power_w, "W"),
             _energy_so_far(account.energy_j(), account.provenance),
@@ -92,8 +92,14 @@ class ConsoleObserver(SilentObserver):
         self._bar.refresh()
 
     def evaluated(self, metrics: dict[str, Any]) -> None:
-        """Remembers the accuracy for the bar, or prints the evaluation as a line."""
-        self._accuracy = metrics["validation_accuracy"]
+        """Remembers what was found for the bar, or prints the evaluation as a line."""
+        of_task = metrics.get("validation_return")
+        if of_task is None:
+            self._found = f"{metrics['validation_accuracy']:.1%}"
+            told = f"validation accuracy {metrics['validation_accuracy']:.2%}"
+        else:
+            self._found = f"return {of_task:.1f}"
+            told = f"validation return {of_task:.2f}"
         if self._bar is not None:
             return
         loss = metrics["train_loss"]
@@ -101,7 +107,7 @@ class ConsoleObserver(SilentObserver):
         self.say(
             f"update {metrics['update']:>{len(str(self._total_updates))}}/{self._total_updates}"
             f"  loss {'n/a' if loss is None else format(loss, '.4f')}"
-            f"  validation accuracy {self._accuracy:.2%}" + (f"  {energy}" if energy else "")
+            f"  {told}" + (f"  {energy}" if energy else "")
         )
 
     def end(self) -> None:

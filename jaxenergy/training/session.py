@@ -22,15 +22,23 @@ from jaxenergy.energy import Ledger
 from jaxenergy.energy.windows import TARGET_RELATIVE_SE, relative_window_error
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Device, Meters, compare_sources, open_meters
+from jaxenergy.models import Model
 from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, read_run, summarise
 from jaxenergy.records.environment import read_device_name, read_environment
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.summary import add_energy
 from jaxenergy.training.checkpoint import Checkpoints, Progress
+from jaxenergy.training.control import (
+    ControlPlan,
+    ControlPrograms,
+    compile_control,
+    make_control_plan,
+)
+from jaxenergy.training.initial import Initial
 from jaxenergy.training.interruption import Interruption, exit_status
 from jaxenergy.training.loop import Account, Loop, Observer, Outcome, evaluation_record
 from jaxenergy.training.plan import Plan, make_plan
-from jaxenergy.training.programs import compile_programs, transfer, warm_up
+from jaxenergy.training.programs import Programs, compile_programs, transfer
 from jaxenergy.training.trained import read_initial
 
 # Seconds between the end of work and an idle measurement, in which clocks and fans come to rest.
@@ -93,8 +101,8 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
         ledger = Ledger(meters, fence=jax.block_until_ready, on_line=lines.add, drain=_drain)
         try:
             with ledger.phase("input"):
-                dataset = data.load(config.dataset, data_dir=config.data_dir)
-            plan = _plan(config, dataset, device.platform, observer.say)
+                source = load_source(config)
+            plan = _plan(config, source, device.platform, observer.say)
             observer.say(_headline(plan, device))
             for sentence in (choice.message, *meters.notes):
                 if sentence:
@@ -120,11 +128,32 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
             ledger.close()
 
 
-def _plan(config: RunConfig, dataset: data.Dataset, platform: str, say: Callable) -> Plan:
-    if config.init_from is None:
-        return make_plan(config, dataset, platform)
-    return make_plan(
-        config, dataset, platform, lambda model: read_initial(config, model, platform, say)
+def load_source(config: RunConfig) -> data.Dataset | data.ControlTask:
+    """What a config's network learns from: a data set, or an environment to act in."""
+    if data.is_control(config.dataset):
+        return data.load_task(config.dataset)
+    return data.load(config.dataset, data_dir=config.data_dir)
+
+
+def make_any_plan(
+    config: RunConfig,
+    source: data.Dataset | data.ControlTask,
+    platform: str,
+    read_initial: Callable[[Model], Initial] | None = None,
+) -> Plan | ControlPlan:
+    """Resolves a config, whichever kind of source it has; see `make_plan`."""
+    if isinstance(source, data.ControlTask):
+        return make_control_plan(config, source, platform)
+    return make_plan(config, source, platform, read_initial)
+
+
+def _plan(
+    config: RunConfig, source: data.Dataset | data.ControlTask, platform: str, say: Callable
+) -> Plan | ControlPlan:
+    if config.init_from is None or data.is_control(config.dataset):
+        return make_any_plan(config, source, platform)
+    return make_any_plan(
+        config, source, platform, lambda model: read_initial(config, model, platform, say)
     )
 
 
@@ -147,7 +176,7 @@ def one_device() -> jax.Device:
     return devices[0]
 
 
-def _headline(plan: Plan, device: jax.Device) -> str:
+def _headline(plan: Plan | ControlPlan, device: jax.Device) -> str:
     model, config = plan.program.model, plan.config
     kind, platform = device.device_kind, device.platform
     where = kind if kind == platform else f"{kind} ({platform})"
@@ -158,7 +187,9 @@ def _headline(plan: Plan, device: jax.Device) -> str:
     )
 
 
-def _create(choice: FolderChoice, plan: Plan, meters: Meters, device: Device) -> RunFolder:
+def _create(
+    choice: FolderChoice, plan: Plan | ControlPlan, meters: Meters, device: Device
+) -> RunFolder:
     """Makes or takes the folder, its config completed by what was resolved.
 
     What is resumed must go on as it began: with the same data, on the same domains, and on the
@@ -233,7 +264,7 @@ class _Lines:
 class _Session:
     """One process's work on a folder that it owns."""
 
-    plan: Plan
+    plan: Plan | ControlPlan
     folder: RunFolder
     ledger: Ledger
     meters: Meters
@@ -245,7 +276,7 @@ class _Session:
             "provenance": self.meters.provenance,
             "counted_domains": self.meters.counted_domains,
             "parameters": self.plan.parameters,
-            "tokens_per_example": self.plan.dataset.tokens_per_example,
+            "tokens_per_example": self.plan.tokens_per_example,
         }
         self._earlier_j = self._read_earlier_j()
         self._writing = threading.Lock()
@@ -282,14 +313,18 @@ class _Session:
     def _train_with(self, checkpoints: Checkpoints, stop_requested) -> Outcome:
         plan, ledger = self.plan, self.ledger
         with ledger.phase("input") as phase:
-            splits = transfer(plan)
+            splits = {} if isinstance(plan, ControlPlan) else transfer(plan)
             phase.fence(splits)
         with ledger.phase("compile") as phase:
-            programs = compile_programs(plan, splits, self.platform)
+            programs: Programs | ControlPrograms
+            if isinstance(plan, ControlPlan):
+                programs = compile_control(plan, self.platform)
+            else:
+                programs = compile_programs(plan, splits, self.platform)
             phase.fence(splits)
         self._facts["compiled"] = programs.facts
         with ledger.phase("warmup") as phase:
-            warm_up(programs)
+            programs.warm_up()
             state = jax.block_until_ready(programs.init(programs.state_key))
             phase.fence(state)
         state, progress = self._resumed(checkpoints, state)
