@@ -3,7 +3,7 @@
     python benchmarks/step_time.py                       every network, in about half an hour
     python benchmarks/step_time.py resnet8 vit           these
     python benchmarks/step_time.py --against=forms cnn   without PyTorch: the default against plain
-    python benchmarks/step_time.py --profile cnn         where the time of an update goes
+    python benchmarks/step_time.py cnn --profile         where the time of an update goes
 
 Each contender (the default, plain Flax, PyTorch eager, torch.compile) is a process of its own, with
 the same allocator settings, made by the same code (`jaxenergy.runtime`). They take turns in blocks
