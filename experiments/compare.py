@@ -28,7 +28,7 @@ SETTINGS = (
 define_run_flags(SETTINGS)
 _FRAMEWORKS = flags.DEFINE_string(
     "frameworks",
-    "jax,torch,torch_compile",
+    "jax,jax_plain,torch,torch_compile",
     f"What to compare, the reference first: {', '.join(FRAMEWORKS)}.",
 )
 _MODELS = flags.DEFINE_string(

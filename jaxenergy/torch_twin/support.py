@@ -41,8 +41,6 @@ def check_has_twin(program: Program) -> None:
             "--augment has no twin in PyTorch: no two frameworks draw the same random numbers."
             " Leave it out."
         )
-    if program.frozen:
-        raise UsageError("--trainable has no twin in PyTorch but all. Leave it out.")
     _check_optimizer(program.optimizer)
 
 
