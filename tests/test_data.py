@@ -106,7 +106,13 @@ def test_importing_and_loading_digits_imports_no_heavy_package():
     ("name", "told"),
     [
         ("cifar", "Did you mean 'cifar10'"),
-        ("digits:9", "takes no options"),
+        ("digits:9", "not of the form name=value"),
+        ("digits:clases=0-4", "Did you mean 'classes'"),
+        ("digits:classes=5-10", "classes of 0 to 9, ranges among them"),
+        ("digits:classes=4-0", "got '4-0'"),
+        ("digits:classes=0+one", "got 'one'"),
+        ("digits:classes=7", "two classes or more, each of them once"),
+        ("digits:classes=0-4+3", "two classes or more, each of them once"),
         ("synthetic:32x32x3x1", "is not understood"),
         ("synthetic:0", "at least 1"),
         ("synthetic:32,classes=257", "at most 256 kinds"),
@@ -715,6 +721,36 @@ def test_a_part_has_as_many_of_every_class_and_keeps_the_order(classes, examples
         for other in range(4):
             fewer_left = counts[one] == np.sum(labels == one)
             assert fewer_left or counts[other] <= counts[one] + 1
+
+
+@pytest.mark.parametrize(
+    ("option", "classes"),
+    [("0-4", range(5)), ("5-9", range(5, 10)), ("7+0-2", (7, 0, 1, 2)), ("3+8", (3, 8))],
+)
+def test_a_part_of_some_classes_has_their_examples_under_new_labels(option, classes):
+    whole, part = data.load("digits"), data.load(f"digits:classes={option}")
+    assert part.classes == len(classes)
+    assert part.facts.vocabulary == tuple(map(str, classes))
+    for name in ("train", "validation", "test"):
+        old, new = getattr(whole, name), getattr(part, name)
+        assert new.examples == np.isin(old.labels, list(classes)).sum()
+        for place, called in enumerate(classes):
+            assert np.array_equal(new.inputs[new.labels == place], old.inputs[old.labels == called])
+    assert part.mean == (pytest.approx(part.train.inputs.mean()),)
+    assert f"classes {', '.join(map(str, classes))}, now called 0 to" in part.source
+
+
+def test_some_examples_of_some_classes_of_a_published_set(small_cifar, tmp_path):
+    small_cifar.extract(tmp_path, small_cifar.binary)
+    upper = range(small_cifar.classes // 2, small_cifar.classes)
+    name = f"{small_cifar.name}:examples=3,classes={upper[0]}-{upper[-1]}"
+    part = data.load(name, data_dir=tmp_path)
+    assert part.classes == len(upper)
+    assert part.train.examples == 3
+    whole = data.load(small_cifar.name, data_dir=tmp_path).train
+    for image, label in zip(part.train.inputs, part.train.labels, strict=True):
+        same = np.all(whole.inputs == image, axis=(1, 2, 3))
+        assert upper[label] in whole.labels[same]
 
 
 def test_a_part_of_a_published_set_is_asked_for_by_one_option(tmp_path):

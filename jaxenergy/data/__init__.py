@@ -6,6 +6,7 @@
 them by name, and `load_task` is their door.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from jaxenergy.arguments import COUNT, Argument, read_arguments, split_arguments
 from jaxenergy.data.control import TASKS, ControlTask, load_task
-from jaxenergy.data.dataset import Dataset, Facts, Split, build_dataset, take_evenly
+from jaxenergy.data.dataset import (
+    Dataset,
+    Facts,
+    Split,
+    build_dataset,
+    read_classes,
+    take_classes,
+    take_evenly,
+)
 from jaxenergy.data.digits import load_digits
 from jaxenergy.data.official import OFFICIAL, build_official
 from jaxenergy.data.synthetic import load_synthetic
@@ -39,7 +48,7 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
 
     Args:
         name: a name of `DATASETS`, with options after a colon for those that take any, e.g.
-            `digits`, `cifar10`, `synthetic:32x32x3,classes=10,examples=50000`.
+            `digits:classes=0-4`, `cifar10`, `synthetic:32x32x3,classes=10,examples=50000`.
         data_dir: for published sets, an official archive, the folder that holds it, the folder of
             extracted files, its parent, or a folder of TensorFlow Datasets; for `text`, the file.
 
@@ -69,32 +78,34 @@ Loader = Callable[[str, Path | None], Dataset]
 DATASETS: Registry[Loader] = Registry("--dataset")
 
 
-def _without_options(
-    name: str, loader: Callable[[Path | None], Dataset], options: str, data_dir: Path | None
+_PART = {
+    "examples": Argument(int, None, COUNT, optional=True),
+    "classes": Argument(str, None, optional=True),
+}
+
+
+def _load_part(
+    name: str, load_whole: Callable[[Path | None], Dataset], options: str, data_dir: Path | None
 ) -> Dataset:
-    """Calls a loader of a set that takes no options."""
-    if options:
-        raise UsageError(f"--dataset={name}:{options}: {name} takes no options; got {options!r}.")
-    return loader(data_dir)
-
-
-def _load_part(name: str, options: str, data_dir: Path | None) -> Dataset:
-    """Loads a published set, or its part of so many examples of each split."""
+    """Loads a set, or of each split the examples of some classes, or so many of them, or both."""
     if not options:
-        return _load_official(name, data_dir)
+        return load_whole(data_dir)
     what = f"--dataset={name}"
-    given = read_arguments(
-        split_arguments(options, what), {"examples": Argument(int, 1, COUNT)}, what
-    )
-    whole, examples = _load_official(name, data_dir), given["examples"]
-    assert isinstance(examples, int)
-    return build_dataset(
-        whole.facts,
-        take_evenly(whole.train, examples),
-        take_evenly(whole.validation, examples),
-        take_evenly(whole.test, examples),
-        f"{whole.source}; of each split at most {examples} examples, classes in equal number",
-    )
+    given = read_arguments(split_arguments(options, what), _PART, what)
+    part, told = load_whole(data_dir), []
+    facts, train, validation, test = part.facts, part.train, part.validation, part.test
+    if isinstance(given["classes"], str):
+        classes = read_classes(given["classes"], facts.classes, f"{what}: classes")
+        facts = dataclasses.replace(
+            facts, classes=len(classes), vocabulary=tuple(map(str, classes))
+        )
+        train, validation, test = (take_classes(s, classes) for s in (train, validation, test))
+        told.append(f"classes {', '.join(map(str, classes))}, now called 0 to {len(classes) - 1}")
+    if isinstance(given["examples"], int):
+        most = given["examples"]
+        train, validation, test = (take_evenly(s, most) for s in (train, validation, test))
+        told.append(f"of each split at most {most} examples, classes in equal number")
+    return build_dataset(facts, train, validation, test, "; ".join([part.source, *told]))
 
 
 def _load_official(name: str, data_dir: Path | None) -> Dataset:
@@ -149,8 +160,8 @@ def _refuse_task(name: str, options: str, data_dir: Path | None) -> Dataset:
 
 DATASETS.add(
     "digits",
-    partial(_without_options, "digits", load_digits),
-    "1,797 handwritten digits, 8x8 grey, 10 classes; in the package",
+    partial(_load_part, "digits", load_digits),
+    "1,797 handwritten digits, 8x8 grey, 10 classes; in the package; a part: digits:classes=0-4",
 )
 for _name, _description in {
     "cifar10": "50,000 + 10,000 colour images, 32x32, 10 classes",
@@ -159,7 +170,9 @@ for _name, _description in {
     "fashion_mnist": "60,000 + 10,000 images of clothes, 28x28 grey, 10 classes",
 }.items():
     DATASETS.add(
-        _name, partial(_load_part, _name), f"{_description}; a part: {_name}:examples=5000"
+        _name,
+        partial(_load_part, _name, partial(_load_official, _name)),
+        f"{_description}; a part: {_name}:classes=5-9,examples=5000",
     )
 DATASETS.add(
     "synthetic",

@@ -6,9 +6,13 @@ computed here by rule, so the same examples give the same data set wherever they
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from jaxenergy.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +61,8 @@ class Facts:
         flips: whether an image mirrored left to right keeps its label.
         citation: how its authors want it cited.
         licence: under which terms it may be used, or that none are stated.
-        vocabulary: what each token stands for, by its number; empty where that is nothing, and for
-            images.
+        vocabulary: what each token stands for, by its number; of a part of a set's classes, what
+            each is called in the whole set; empty where neither is to be said.
     """
 
     name: str
@@ -164,6 +168,54 @@ def build_dataset(
     return Dataset(
         facts, train, validation, test, mean, std, source, f"sha256:{digest.hexdigest()}"
     )
+
+
+def read_classes(text: str, available: int, what: str) -> tuple[int, ...]:
+    """Reads `0-4`, `0+3+7` or `0-2+7` as classes.
+
+    Args:
+        text: as typed: classes and ranges of them, both ends included, joined by a plus.
+        available: how many classes there are.
+        what: the option as the user knows it, for errors.
+
+    Returns:
+        The classes in the order in which they were named.
+
+    Raises:
+        UsageError: it is not of that form, a class does not exist or comes twice, or there is but
+            one.
+    """
+    classes: list[int] = []
+    for part in text.split("+"):
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < available:
+            raise UsageError(
+                f"{what}={text} is not possible; allowed: classes of 0 to {available - 1}, "
+                f"ranges among them, and several joined by a plus, e.g. 0+1; got {part!r}."
+            )
+        classes += range(first, last + 1)
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise UsageError(
+            f"{what}={text} is not possible; allowed: two classes or more, each of them once."
+        )
+    return tuple(classes)
+
+
+def take_classes(split: Split, classes: Sequence[int]) -> Split:
+    """The examples of some classes, in their order, labelled by the classes' places in the list.
+
+    Args:
+        split: the whole.
+        classes: which; the first becomes class 0.
+
+    Returns:
+        A copy of that part.
+    """
+    place = np.full(1 + max(*classes, int(split.labels.max(initial=0))), -1, np.int32)
+    place[list(classes)] = np.arange(len(classes))
+    part = take(split, place[split.labels] >= 0)
+    return Split(part.inputs, place[part.labels])
 
 
 def take_evenly(split: Split, examples: int) -> Split:
