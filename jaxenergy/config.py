@@ -120,7 +120,9 @@ class RunConfig:
         None, "Stop at the first evaluation with at most these bits per character, of a text."
     )
     init_from: str | None = _setting(
-        None, "Folder of a run whose trained layers to begin with, where name and shapes fit."
+        None,
+        "Run whose trained layers to begin with, where name and shapes fit: its folder, or "
+        "setup:ID for the run of this seed below --out whose settings have that id at seed 0.",
     )
     trainable: str = _setting("all", "Layers to train: all, head, or last:K for the last K.")
     precision: str = _setting("float32", f"Compute precision: {' or '.join(PRECISIONS)}.")
@@ -174,6 +176,17 @@ class RunConfig:
         }
         text = json.dumps({"protocol": PROTOCOL, **own}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def setup_id(self) -> str:
+        """The id at seed 0: runs that differ in the seed alone share it."""
+        return dataclasses.replace(self, seed=0).id
+
+    @property
+    def source_setup(self) -> str | None:
+        """The set-up of the run to begin with, where `init_from` is `setup:ID`; else None."""
+        kind, colon, setup = (self.init_from or "").partition(":")
+        return setup if colon and kind == "setup" else None
 
     def identity(self) -> dict[str, Any]:
         """The settings that change computation or measurement, by name."""

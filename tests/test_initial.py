@@ -132,6 +132,31 @@ def test_a_head_for_other_classes_begins_anew_and_that_is_said(source, tmp_path)
     assert f"begin anew: {facts['new'][0]}" in sentence
 
 
+def test_a_head_for_as_many_other_classes_begins_anew(tmp_path):
+    lower = dataclasses.replace(CONFIG, dataset="digits:classes=0-4", updates=5)
+    first, *_ = train(lower, tmp_path, "lower")
+    head = list(read_layers(first.model)[-1])
+    for classes, new in (("5-9", head), ("0-4", [])):
+        config = dataclasses.replace(
+            lower, init_from=str(first.run.path), dataset=f"digits:classes={classes}"
+        )
+        _, result, _ = train(config, tmp_path, f"upper{classes}")
+        assert (read_run(result.path).config or {})["resolved"]["init_from"]["new"] == new
+
+
+def test_a_source_is_found_by_its_settings_and_the_seed(tmp_path):
+    source = dataclasses.replace(CONFIG, updates=5, out=str(tmp_path), name=None)
+    config = dataclasses.replace(source, init_from=f"setup:{source.setup_id}", trainable="head")
+    assert config.setup_id == dataclasses.replace(config, seed=4).setup_id
+    with pytest.raises(UsageError, match="no completed run of seed 3"):
+        session.run(dataclasses.replace(config, seed=3), SilentObserver(), {})
+    for seed in (0, 3):
+        session.run(dataclasses.replace(source, seed=seed), SilentObserver(), {})
+    path = session.run(dataclasses.replace(config, seed=3), SilentObserver(), {}).path
+    facts = (read_run(path).config or {})["resolved"]["init_from"]
+    assert facts["id"] == dataclasses.replace(source, seed=3).id
+
+
 def test_it_goes_on_only_if_it_still_begins_the_same(source, tmp_path):
     config = dataclasses.replace(
         CONFIG, init_from=str(source.run.path), out=str(tmp_path), name="x"

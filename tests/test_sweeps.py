@@ -59,6 +59,21 @@ CONFIGS = st.builds(
 # ---------------------------------------------------------------------------------- the design
 
 
+def test_a_source_is_run_before_what_begins_with_it_and_the_rest_stays_random():
+    source = dataclasses.replace(TINY, updates=7)
+    fine = dataclasses.replace(TINY, init_from=f"setup:{source.id}")
+    kinds = [source, *(dataclasses.replace(c, depth=d) for c in (TINY, fine) for d in range(1, 4))]
+    cells = sweeps.plan([dataclasses.replace(c, seed=s) for s in range(9) for c in kinds]).cells
+    places = collections.Counter()
+    for seed in range(9):
+        block = [cell.config for cell in cells if cell.block == seed]
+        assert len(block) == len(kinds)
+        first = min(i for i, config in enumerate(block) if config.init_from)
+        assert any(config.updates == 7 for config in block[:first])
+        places[block[-1].init_from is None] += 1
+    assert len(places) == 2  # what has no source comes last in some blocks
+
+
 def grid(learning_rates=3, seeds=4):
     return sweeps.product(
         TINY,

@@ -53,7 +53,7 @@ _LONGEST_NAME = 80
 COST_SETTINGS = (
     *("model", "depth", "width", "model_args", "activation"),
     *("optimizer", "optimizer_args", "weight_decay", "clip_norm"),
-    *("batch_size", "accumulate", "augment", "precision", "dataset"),
+    *("batch_size", "accumulate", "augment", "precision", "dataset", "trainable"),
 )
 Record = dict[str, Any]
 

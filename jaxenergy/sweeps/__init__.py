@@ -11,6 +11,7 @@ names; the rest of the package is behind them. What the files say: docs/sweeps.m
 
 from jaxenergy.sweeps.conditions import Conditions
 from jaxenergy.sweeps.design import Cell, Sweep, plan, product
+from jaxenergy.sweeps.device_lock import DeviceLocks
 from jaxenergy.sweeps.prediction import Prediction
 from jaxenergy.sweeps.results import RUNNING, WAITING, CellResult, SweepResult
 from jaxenergy.sweeps.running import (
@@ -31,6 +32,7 @@ __all__ = [
     "Cell",
     "CellResult",
     "Conditions",
+    "DeviceLocks",
     "Forecast",
     "Observer",
     "Prediction",

@@ -110,7 +110,8 @@ def plan(
     a sweep that is cut off has whole blocks. Within a block the order is random: each run's place
     comes from a hash of `order_seed` and its id, so it depends neither on the order in which the
     configs were given nor on the version of a generator, and adding a run leaves the others'
-    order as it is.
+    order as it is. Only a run that another of its block begins with (`init_from=setup:ID`) is moved
+    up to before the first that needs it.
 
     Args:
         configs: the runs; no two with one id.
@@ -144,7 +145,26 @@ def plan(
         seen[config.id] = config
     cells = [Cell(config) for config in configs]
     cells.sort(key=lambda cell: (cell.block, _place(order_seed, cell.run_id)))
-    return Sweep(tuple(cells), order_seed, dict(axes or {}))
+    return Sweep(_sources_first(cells), order_seed, dict(axes or {}))
+
+
+def _sources_first(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells in their order, each source moved up to before the first run that needs it."""
+    if all(cell.config.source_setup is None for cell in cells):
+        return tuple(cells)
+    sources = {(cell.block, cell.config.setup_id): cell for cell in cells}
+    ordered: dict[str, Cell] = {}
+
+    def add(cell: Cell) -> None:
+        if cell.run_id not in ordered:
+            source = sources.get((cell.block, cell.config.source_setup or ""))
+            if source is not None:  # an id hashes its own source's, so that there is no circle
+                add(source)
+            ordered[cell.run_id] = cell
+
+    for cell in cells:
+        add(cell)
+    return tuple(ordered.values())
 
 
 def _place(order_seed: int, run_id: str) -> bytes:

@@ -81,6 +81,7 @@ class SweepResult:
         folder: where `sweep.json` is.
         left_alone: sentences about runs of the same settings that were not taken for this sweep's.
         signum: the signal that ended it, or None.
+        devices: what it had locked on this machine, for whoever measures there after it.
     """
 
     sweep: Sweep
@@ -88,6 +89,7 @@ class SweepResult:
     folder: Path
     left_alone: tuple[str, ...] = ()
     signum: int | None = None
+    devices: tuple[str, ...] = ()
 
     def count(self, state: str) -> int:
         """How many cells are in a state."""

@@ -175,9 +175,16 @@ def run(
         raise unknown_value("--launcher", launcher, LAUNCHERS)
     observer = observer or SilentObserver()
     path = _checked_folder(out)
-    if launcher == "local":
+    if launcher == "local":  # which runs a source before what begins with it
         local = _Local(sweep, path, observer, retry_failed, command)
         return local.run(stop_requested, wait=wait, lock_dir=lock_dir)
+    setups = {cell.config.setup_id for cell in sweep.cells}
+    if any(cell.config.source_setup in setups for cell in sweep.cells):
+        raise UsageError(
+            "A run of the sweep begins with another of it (--init_from=setup:ID), and the tasks of "
+            "a job array are run in any order.\n"
+            "Allowed: --launcher=local, or the sources in a sweep before it."
+        )
     return _run_by_slurm(
         sweep, path, observer, retry_failed, command, slurm or SlurmOptions(), stop_requested
     )
@@ -266,7 +273,9 @@ class _Local:
                     if stop():
                         break
                     self._run_one(position, locks, stop)
-            self.result = dataclasses.replace(self.result, signum=stop())
+            self.result = dataclasses.replace(
+                self.result, signum=stop(), devices=self.found.devices
+            )
             self._write()
             return self.result
 

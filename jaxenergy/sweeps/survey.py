@@ -73,7 +73,7 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
         RunError: the child failed.
     """
     # Runs that differ in their seed alone have one size; one of each is looked at.
-    keys = {cell.run_id: dataclasses.replace(cell.config, seed=0).id for cell in sweep.cells}
+    keys = {cell.run_id: cell.config.setup_id for cell in sweep.cells}
     configs: dict[str, RunConfig] = {}
     for cell in sweep.cells:
         configs.setdefault(keys[cell.run_id], cell.config)

@@ -3,7 +3,7 @@
 A network's layers are the top-level entries of its parameters that hold weights, in the order in
 which they compute; a norm belongs to the layer before it. A layer is taken over if the other
 network has one of the same name and the same shapes, whole or not at all: so a head for other
-classes begins anew.
+classes begins anew, and so does one for as many classes where these are known to be others.
 """
 
 import dataclasses
@@ -96,7 +96,12 @@ def check_trainable(text: str) -> None:
 
 
 def take_over(
-    model: Model, params: PyTree, batch_stats: PyTree, facts: Mapping[str, Any]
+    model: Model,
+    params: PyTree,
+    batch_stats: PyTree,
+    facts: Mapping[str, Any],
+    *,
+    new_head: bool = False,
 ) -> Initial:
     """Chooses what a network takes over from another's variables.
 
@@ -105,6 +110,7 @@ def take_over(
         params: the other's parameters.
         batch_stats: its running statistics.
         facts: for the records.
+        new_head: whether the last layer begins anew even if its shapes fit.
 
     Returns:
         What to begin with.
@@ -115,8 +121,10 @@ def take_over(
     own = jax.eval_shape(model.init, jax.random.key(0))
     taken: dict[str, dict[str, PyTree]] = {"params": {}, "batch_stats": {}}
     loaded, new = [], []
-    for layer in read_layers(model):
+    layers = read_layers(model)
+    for layer in layers:
         fits = all(_same_shapes(params.get(name), own["params"][name]) for name in layer)
+        fits = fits and not (new_head and layer is layers[-1])
         (loaded if fits else new).extend(layer)
         if fits:
             taken["params"].update({name: params[name] for name in layer})

@@ -150,10 +150,10 @@ def make_any_plan(
 def _plan(
     config: RunConfig, source: data.Dataset | data.ControlTask, platform: str, say: Callable
 ) -> Plan | ControlPlan:
-    if config.init_from is None or data.is_control(config.dataset):
+    if config.init_from is None or isinstance(source, data.ControlTask):
         return make_any_plan(config, source, platform)
     return make_any_plan(
-        config, source, platform, lambda model: read_initial(config, model, platform, say)
+        config, source, platform, lambda model: read_initial(config, source, model, platform, say)
     )
 
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from jaxenergy.errors import UsageError
 from jaxenergy.models import Model
 from jaxenergy.records import Run, read_run
 from jaxenergy.records.files import plain_text
+from jaxenergy.records.reader import find_runs
+from jaxenergy.records.schema import COMPLETED
 from jaxenergy.training.checkpoint import Checkpoints
 from jaxenergy.training.initial import Initial, take_over
 from jaxenergy.training.plan import make_plan
@@ -114,11 +117,14 @@ def load_trained(
     return Trained(run, config, dataset, plan.program.model, params, batch_stats, progress.update)
 
 
-def read_initial(config: RunConfig, model: Model, platform: str, say: Callable) -> Initial:
+def read_initial(
+    config: RunConfig, dataset: Dataset, model: Model, platform: str, say: Callable
+) -> Initial:
     """What a run with `--init_from` begins with.
 
     Args:
         config: its settings.
+        dataset: its data.
         model: its network.
         platform: `cpu` or `gpu`.
         say: told what was and what was not taken over.
@@ -130,7 +136,8 @@ def read_initial(config: RunConfig, model: Model, platform: str, say: Callable) 
         UsageError: the folder holds no trained network, one of another family, or no layer fits.
     """
     assert config.init_from is not None
-    found = load_trained(config.init_from, platform=platform, optimizer=config.optimizer, say=say)
+    folder = config.init_from if config.source_setup is None else _find_source(config)
+    found = load_trained(folder, platform=platform, optimizer=config.optimizer, say=say)
     if found.model.family != model.family:
         raise UsageError(
             f"--init_from={plain_text(config.init_from)} is a {found.model.family}, and --model is "
@@ -144,9 +151,38 @@ def read_initial(config: RunConfig, model: Model, platform: str, say: Callable) 
         "training_j": (summary.get("energy_j") or {}).get("total"),
         "provenance": summary.get("provenance"),
     }
-    initial = take_over(model, found.params, found.batch_stats, facts)
+    initial = take_over(
+        model,
+        found.params,
+        found.batch_stats,
+        facts,
+        new_head=found.dataset.facts.vocabulary != dataset.facts.vocabulary,
+    )
     say(initial.sentence())
     return initial
+
+
+def _find_source(config: RunConfig) -> Path:
+    """The folder of the completed run that `--init_from=setup:ID` means.
+
+    Raises:
+        UsageError: there is none below --out.
+    """
+    if os.path.isdir(config.out):
+        for run in find_runs(config.out):
+            if run.state != COMPLETED or (run.config or {}).get("seed") != config.seed:
+                continue
+            try:
+                source = RunConfig.from_json(run.config or {})
+            except (UsageError, TypeError):  # of another version
+                continue
+            if source.setup_id == config.source_setup and source.id == (run.config or {})["id"]:
+                return run.path
+    raise UsageError(
+        f"--init_from={plain_text(config.init_from)}: below --out={plain_text(config.out)} no "
+        f"completed run of seed {config.seed} has settings with that id at seed 0.\n"
+        "Allowed: the folder of a run, or the id of settings that were run there with this seed."
+    )
 
 
 def _recorded_digest(config: Mapping[str, Any]) -> str | None:
