@@ -24,7 +24,8 @@ from jaxenergy.data import pipeline
 from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.measuring import Measurement, compare, measure
 from jaxenergy.meters import Meters
-from jaxenergy.models import PRECISIONS
+from jaxenergy.models import PRECISIONS, Model
+from jaxenergy.models.forms import LOOPING_FORMS
 from jaxenergy.training.trained import Trained
 
 SCHEMA = 1
@@ -42,6 +43,8 @@ class Case:
         batch_size: examples per call.
         precision: `float32`, or `bfloat16` for computing in it, with parameters stored in it.
         measurement: of one call.
+        flops_per_call: floating point operations of a call, by XLA's own count; None where the
+            program has a loop, whose body XLA counts once.
         latency_median_s: median time from a call to its result.
         latency_p95_s: the 95th percentile of the same.
         latency_calls: calls that they rest on.
@@ -51,6 +54,7 @@ class Case:
     batch_size: int
     precision: str
     measurement: Measurement
+    flops_per_call: float | None
     latency_median_s: float
     latency_p95_s: float
     latency_calls: int
@@ -212,7 +216,7 @@ def measure_inference(
     if len({*batch_sizes}) < len(batch_sizes) or len({*precisions}) < len(precisions):
         raise UsageError(f"a batch size or precision comes twice: {batch_sizes}, {precisions}.")
     functions: dict[str, Callable[[], jax.Array]] = {}
-    keys, accuracies = [], {}
+    keys, accuracies, flops = [], {}, {}
     for precision in precisions:
         predict, variables = make_predict(trained, precision)
         accuracies[precision] = _validation_accuracy(trained, predict, variables)
@@ -221,7 +225,9 @@ def measure_inference(
             inputs = jnp.asarray(
                 np.resize(trained.dataset.train.inputs, (size, *trained.dataset.input_shape))
             )
-            functions[f"{precision} {size}"] = functools.partial(predict, variables, inputs)
+            name = f"{precision} {size}"
+            functions[name] = functools.partial(predict, variables, inputs)
+            flops[name] = _count_flops(trained.model, size, predict.lower(variables, inputs))
     arguments = {
         "meters": meters,
         "target_relative_ci": target_relative_ci,
@@ -239,6 +245,7 @@ def measure_inference(
                 batch_size=size,
                 precision=precision,
                 measurement=measurements[name],
+                flops_per_call=flops[name],
                 latency_median_s=statistics.median(latencies_s),
                 latency_p95_s=float(np.quantile(latencies_s, 0.95)),
                 latency_calls=len(latencies_s),
@@ -254,9 +261,7 @@ def measure_inference(
     )
 
 
-def make_predict(
-    trained: Trained, precision: str
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+def make_predict(trained: Trained, precision: str) -> tuple[Any, Any]:
     """Makes the compiled function that predicts, and the variables it takes.
 
     Args:
@@ -284,6 +289,13 @@ def make_predict(
     variables = dict(trained.variables)
     variables["params"] = jax.tree.map(lambda p: jnp.asarray(p, precision), variables["params"])
     return predict, jax.device_put(variables)
+
+
+def _count_flops(model: Model, batch_size: int, lowered: Any) -> float | None:
+    """Operations of a program as it is compiled, as the runs' records count those of an update."""
+    if model.recurrent or LOOPING_FORMS.intersection(model.forms_taken(batch_size)):
+        return None
+    return (lowered.compile().cost_analysis() or {}).get("flops")
 
 
 def _validation_accuracy(trained: Trained, predict: Callable, variables: Any) -> float:

@@ -68,6 +68,7 @@ def test_each_case_has_its_joules_and_its_latency(inference):
     for case in inference.cases:
         low_j, high_j = case.ci95_j
         assert 0 < low_j <= case.per_prediction_j <= high_j
+        assert case.flops_per_call == pytest.approx(2 * case.batch_size * (64 * 32 + 320), rel=0.3)
         assert 0 < case.latency_median_s <= case.latency_p95_s
     assert batch.per_prediction_j < single.per_prediction_j  # 32 at once share the call's own cost
     assert inference.provenance == "estimated"
@@ -102,7 +103,7 @@ def made_up(trained, per_call_j, ci95_j, **changes) -> tuple[Inference, Case]:
         reached_target=True,
         why={} if per_call_j else {"per_call_j": "the counter stood still"},
     )
-    case = Case(1, "float32", measurement, 0.001, 0.002, 10, 0.9)
+    case = Case(1, "float32", measurement, 1e6, 0.001, 0.002, 10, 0.9)
     whole = Inference(trained, (case,), ("cpu:estimate",), "estimated", ())
     return dataclasses.replace(whole, **changes), case
 
