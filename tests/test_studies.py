@@ -1,6 +1,7 @@
 """What all studies have in common: no verdict without data, none on joules nobody measured."""
 
 import dataclasses
+import json
 import math
 
 import known_truth as truth
@@ -10,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxenergy.config import RunConfig
+from jaxenergy.errors import RunError
 from jaxenergy.studies import BUDGETS, STUDIES, Context, Table, gate_of, grids, judge, to_json
 from jaxenergy.studies.core import REFUTED, SUPPORTED, UNDECIDED, VERDICTS, VOID
 from jaxenergy.studies.findings import render_findings
+from jaxenergy.studies.inference_probe import FLOAT32, HALF, measure_networks, rows_of
 from jaxenergy.studies.instrument import IDLE, RANDOM, SQUARE, ZEROS
 from jaxenergy.studies.running import all_runs
+from jaxenergy.studies.table import Row
 
 positive = st.floats(1e-6, 1e6)
 accuracies = st.floats(0.0, 1.0)
@@ -33,6 +37,13 @@ def rows(draw, seeds=2, cells=5, rounds=4, values=positive):
             "optimizer": draw(st.sampled_from(["sgd", "adam"])),
             "learning_rate": 10.0**-cell,
             "batch_size": 16 * 2**cell,
+            "init_from": draw(st.sampled_from([None, "setup:0123456789"])),
+            "trainable": draw(st.sampled_from(["all", "head", "last:2"])),
+            "inference.batch_size": draw(st.sampled_from([None, 2**cell])),
+            "inference.precision": draw(st.sampled_from([FLOAT32, HALF])),
+            "inference.per_prediction_j": draw(values),
+            "inference.per_prediction_s": draw(values),
+            "inference.flops_per_prediction": draw(values),
             "iterations": 100 * (cell + 1),
             "parameters": 10 ** (cell + 3),
             "compiled.bytes_per_update": draw(values),
@@ -207,7 +218,7 @@ def test_designs(budget):
         }
         together = all_runs(designed)
         assert len(together) < sum(map(len, designed.values()))
-        assert len(together) <= {"smoke": 16, "small": 250, "gpu": 250, "full": 1000}[budget]
+        assert len(together) <= {"smoke": 24, "small": 350, "gpu": 350, "full": 1500}[budget]
 
 
 def test_designs_meet_their_own_minimum():
@@ -216,14 +227,19 @@ def test_designs_meet_their_own_minimum():
     context = Context("small", data_dir="DIR")
     for name in STUDIES:
         made = [made_up(rng, config) for config in STUDIES[name].design(context)]
-        for verdict in judge(STUDIES[name], Table(made)) if made else ():
+        if STUDIES[name].measure is not None:
+            table = Table([row for run in made for row in predicted(run)])
+        else:
+            table = Table(made)
+        for verdict in judge(STUDIES[name], table) if made else ():
             assert "too little data" not in verdict.why, (name, verdict)
 
 
 def made_up(rng: np.random.Generator, config: RunConfig) -> dict:
     """A run as it might have ended."""
     names = ("model", "depth", "width", "optimizer", "learning_rate", "batch_size", "dataset")
-    cell = {key: getattr(config, key) for key in (*names, "activation")}
+    names += ("activation", "init_from", "trainable")
+    cell = {key: getattr(config, key) for key in names}
     updates = config.updates or 1
     parameters = grids.count_parameters(config.depth or 1, config.width or 1, 64)
     # Many updates are accurate, and a narrow range of accuracies makes a front of three.
@@ -253,6 +269,47 @@ def made_up(rng: np.random.Generator, config: RunConfig) -> dict:
             "target.reached_at_update": updates // 2,
         }
     return row
+
+
+def predicted(run: dict) -> list[Row]:
+    """The rows of a run's predictions, as the study `inference` measures them."""
+    return rows_of({**run, "examples": 1000}, {"provenance": "measured", "cases": CASES})
+
+
+CASES = [
+    {
+        "batch_size": size,
+        "precision": precision,
+        "flops_per_call": size * 1e5,
+        "per_prediction_j": 1e-5 + 1e-4 / size,
+        "measurement": {"seconds_per_call": 1e-4 + 1e-6 * size},
+    }
+    for size in (1, 8, 64)
+    for precision in (FLOAT32, HALF)
+]
+
+
+def test_predictions_are_measured_once(tmp_path):
+    context = Context("smoke")
+    (config,) = STUDIES["inference"].design(context)
+    row = truth.make_row({}, 0, 1.0, 1.0) | {"name": "x", "path": str(tmp_path / "absent")}
+    rows = {config.id: row}
+    cases = [case | {"flops_per_call": None} for case in CASES]
+    document = {"id": config.id, "provenance": "measured", "cases": cases}
+    (tmp_path / "inference-x.json").write_text(json.dumps(document))
+    told = measure_networks(context, [config], rows, tmp_path, print)
+    assert [row["inference.batch_size"] for row in told] == [1, 1, 8, 8, 64, 64]
+    (tmp_path / "inference-x.json").write_text(json.dumps({**document, "cases": cases[1:]}))
+    with pytest.raises(RunError, match="predictions of x failed"):
+        measure_networks(context, [config], rows, tmp_path, print)
+
+
+def test_predictions_are_no_better_known_than_the_less_known_of_both():
+    run = truth.make_row({}, 0, 1.0, 1.0) | {"examples": 1000}
+    assert {row["provenance"] for row in predicted(run)} == {"measured"}
+    assert {row["provenance"] for row in predicted({**run, "provenance": "estimated"})} == {
+        "estimated"
+    }
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])

@@ -139,3 +139,29 @@ def test_a_bootstrap_of_blocks_holds_the_mean():
         low, high = inference.block_bootstrap(rng.normal(1, 1, (20, 1)), lambda m: m[:, 0])
         held += low <= 1 <= high
     assert held / 300 > 0.88
+
+
+@pytest.mark.parametrize(
+    ("saving", "kind"), [(4.0, "bounded"), (0.1, "no upper bound"), (-4.0, "none")]
+)
+def test_bounds_of_a_ratio_are_where_its_line_is_off_zero(saving, kind):
+    rng = np.random.default_rng(2)
+    cost, saved = rng.normal(10, 1, 6), rng.normal(saving, 1, 6)
+    low, high = inference.ratio_bounds(cost, saved)
+    assert {"bounded": math.isfinite(high), "no upper bound": high == math.inf > low}.get(
+        kind, low == math.inf
+    )
+    for bound in filter(math.isfinite, (low, high)):  # there the line is just off zero
+        _, p = stats.ttest_1samp(cost - bound * saved, 0.0)
+        assert p == pytest.approx(0.05, abs=1e-9)
+
+
+def test_bounds_of_a_ratio_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(3)
+    inside = 0
+    for _ in range(1000):
+        level = np.exp(rng.normal(0, 0.3, 5))  # of the block, on both
+        cost, saved = level * rng.normal(10, 1, 5), level * rng.normal(4, 2, 5)
+        low, high = inference.ratio_bounds(cost, saved)
+        inside += low <= 2.5 <= high
+    assert 930 <= inside <= 970

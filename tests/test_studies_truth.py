@@ -214,6 +214,60 @@ def tradeoffs(gains: list[float], costs: list[float], seeds: int = 5, noise: flo
     return make
 
 
+# pretraining -------------------------------------------------------------------------------------
+
+
+def pretrained(tuned: float, head: float, last: float, source: float, seeds: int = 5):
+    """Ways to an accuracy and a pretraining, in costs of training from scratch."""
+    ways = {"scratch": 1.0, "all": tuned, "head": head, "last:2": last}
+    cells: list[dict[str, Any]] = [{"init_from": None, "trainable": "all", "learning_rate": 0.1}]
+    share = [math.log(0.1 * source)]
+    for way, cost in ways.items():
+        for rate, worse in ((0.1, 1.0), (1.0, 2.0)):
+            cell: dict[str, Any] = {"learning_rate": rate, "init_from": None, "trainable": "all"}
+            if way != "scratch":
+                cell |= {"init_from": "setup:0123456789", "trainable": way}
+            cells.append(cell)
+            share.append(math.log(0.1 * cost * worse))
+
+    def make(rng: Rng):
+        rows = truth.make_reaching(rng, cells, seeds, energy=[0.0] * len(cells), needed=share)
+        for row in rows[:: len(cells)]:  # the sources ran for a fixed number of updates
+            row |= {"target.accuracy": None, "target.reached_at_update": None}
+        return rows
+
+    return make
+
+
+# inference ---------------------------------------------------------------------------------------
+
+
+def predictions(falls: list[float], half: float = 0.6, training: float = 3.0, seeds: int = 4):
+    """Networks whose predictions cost by batch size and precision as told.
+
+    Args:
+        falls: joules of a prediction by batch size, from the smallest, over the largest's.
+        half: the cost in bfloat16 over that in float32.
+        training: that of an example in training over that of a prediction in the largest batch.
+        seeds: how many networks.
+    """
+
+    def make(rng: Rng):
+        rows = []
+        for seed, level in enumerate(truth.draw_levels(rng, seeds)):
+            each = 1e-4 * math.exp(level)
+            total = 1000 * training * each * math.exp(rng.normal(0, 0.03))
+            run = truth.make_row({}, seed, total / truth.UPDATES, 1.0) | {"examples": 1000}
+            for k, factor in enumerate(falls):
+                for precision, less in (("float32", 1.0), ("bfloat16", half)):
+                    joules = each * factor * less * math.exp(rng.normal(0, 0.03))
+                    case = {"batch_size": 8**k, "precision": precision, "per_prediction_j": joules}
+                    rows.append(run | {f"inference.{name}": case[name] for name in case})
+        return rows
+
+    return make
+
+
 # instrument, hardware ----------------------------------------------------------------------------
 
 
@@ -537,6 +591,60 @@ SCENARIOS = [
         "accuracies alike to 0.2 points, 5 seeds",
         tradeoffs([90] * 6, [1, 2, 4, 6, 8, 10], noise=0.2),
         {0: found(0.8, REFUTED)},
+    ),
+    Scenario(
+        "pretraining",
+        "tuning costs what training from scratch does, 5 seeds",
+        pretrained(1.0, 1.0, 1.0, 2.0),
+        {0: never(SUPPORTED), 1: never(SUPPORTED), 2: never(SUPPORTED), 4: never(SUPPORTED)},
+    ),
+    Scenario(
+        "pretraining",
+        "tuning saves half and more, pretraining costs 1.5 trainings, 5 seeds",
+        pretrained(0.4, 0.5, 0.45, 1.5),
+        {0: found(0.8), 1: found(0.8), 2: found(0.8), 3: found(0.8), 4: found(0.7)},
+    ),
+    Scenario(
+        "pretraining",
+        "one use costs exactly the same, 5 seeds",
+        pretrained(0.5, 0.5, 0.5, 0.5),
+        {3: never(SUPPORTED)},
+    ),
+    Scenario(
+        "pretraining",
+        "exactly ten reuses pay, 5 seeds",
+        pretrained(0.8, 0.5, 0.5, 2.0),
+        {4: never(SUPPORTED)},
+    ),
+    Scenario(
+        "pretraining",
+        "the head alone takes twice as much, 5 seeds",
+        pretrained(0.4, 2.0, 2.0, 1.5),
+        {1: found(0.8, REFUTED), 2: found(0.8, REFUTED)},
+    ),
+    Scenario(
+        "inference",
+        "neither batch size nor precision matters, a trained example costs a prediction, 4 seeds",
+        predictions([1.0] * 4, half=1.0, training=1.0),
+        {0: never(SUPPORTED), 2: never(SUPPORTED), 3: never(SUPPORTED), 4: never(SUPPORTED)},
+    ),
+    Scenario(
+        "inference",
+        "batches save to a plateau, bfloat16 saves 40 %, a trained example costs 3, 4 seeds",
+        predictions([20.0, 4.0, 1.1, 1.0]),
+        {0: found(0.9), 1: found(0.9), 2: found(0.9), 3: found(0.9), 4: found(0.9)},
+    ),
+    Scenario(
+        "inference",
+        "the last doublings still save 9.1 % each, 4 seeds",
+        predictions([4.0, 2.5, 1.1**3 * 1.001, 1.0]),
+        {1: never(SUPPORTED)},
+    ),
+    Scenario(
+        "inference",
+        "bfloat16 costs twice as much, predictions are cheap, 4 seeds",
+        predictions([1.0] * 4, half=2.0, training=3.0),
+        {0: found(0.6, REFUTED), 2: found(0.9, REFUTED), 3: found(0.9, REFUTED)},
     ),
     Scenario(
         "instrument",

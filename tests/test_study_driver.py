@@ -32,7 +32,6 @@ def _importable(monkeypatch):
 def test_the_list_of_studies(tmp_path):
     ended = study("--list", cwd=tmp_path)
     assert ended.returncode == 0
-    assert len(STUDIES) == 14
     for name in STUDIES:
         assert f"\n{name} " in f"\n{ended.stdout}"
 
@@ -104,7 +103,7 @@ def test_the_probe_on_a_simulated_counter():
 
 
 @pytest.mark.slow
-def test_all_fourteen_at_the_smoke_budget(tmp_path):
+def test_all_at_the_smoke_budget(tmp_path):
     ended = study(
         "all", "--budget=smoke", "--meters=simulated", "--write_findings=f.md", cwd=tmp_path
     )

@@ -14,11 +14,13 @@ from jaxenergy.studies import (
     five_times,
     flops,
     hardware,
+    inference_energy,
     instrument,
     iterations,
     learning_rate,
     optimizer,
     per_update,
+    pretraining,
     time_is_not_energy,
     tradeoff,
 )
@@ -43,6 +45,8 @@ for _module in (
     compile,
     tradeoff,
     hardware,
+    pretraining,
+    inference_energy,
 ):
     STUDIES.add(_module.STUDY.name, _module.STUDY, _module.STUDY.claim)
 

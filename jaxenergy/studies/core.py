@@ -9,12 +9,13 @@ error rate.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxenergy.config import RunConfig
 from jaxenergy.studies.grids import Context
 from jaxenergy.studies.inference import LEVEL, holm
-from jaxenergy.studies.table import ACCURACY, ENERGY, FLOPS, TIME, Quantity, Table
+from jaxenergy.studies.table import ACCURACY, ENERGY, FLOPS, TIME, Quantity, Row, Table
 
 SCHEMA = 1
 
@@ -59,6 +60,9 @@ class Finding:
     why: str = ""
 
 
+Measure = Callable[
+    [Context, Sequence[RunConfig], Mapping[str, Row], Path, Callable[[str], None]], list[Row]
+]
 Test = Callable[[Table, Quantity], Finding]
 
 
@@ -93,6 +97,9 @@ class Study:
         minimum: the least data that can decide it, in words; the tests hold to it.
         design: the runs of a budget. Equal runs of several studies are one run.
         probes: whether it measures by itself (`probe.py`) and not by runs.
+        measure: what is measured of its runs after them; None for nothing. It takes the context,
+            the runs, what `read_runs` says of those that ended by run id, a folder for what it
+            needs on the way and what to tell people by, and gives the table's rows.
         describe: what else to record for a quantity, e.g. a front; None for nothing.
     """
 
@@ -103,6 +110,7 @@ class Study:
     minimum: str
     design: Callable[[Context], list[RunConfig]]
     probes: bool = False
+    measure: Measure | None = None
     describe: Callable[[Table, Quantity], Any] | None = None
 
 

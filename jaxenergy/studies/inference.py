@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special, stats
 
-from jaxenergy.stats import Estimate
+from jaxenergy.stats import Estimate, student_quantile
 
 LEVEL = 0.05
 
@@ -292,6 +292,45 @@ def jackknife(values: np.ndarray, statistic) -> Estimate:
     value = float(statistic(values.mean(axis=0)[None])[0])
     error = math.sqrt((n - 1) / n * float(np.sum((left_out - left_out.mean()) ** 2)))
     return Estimate(value, error, n - 1)
+
+
+def ratio_bounds(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
+    """The bounds of the ratio of two positive means, blocks in pairs (Fieller).
+
+    A ratio r is in the set where the mean of numerator - r denominator is not shown to be off zero
+    at 5 %. Where the denominator's mean is not shown to be above zero, the set has no upper bound;
+    where it is shown to be below zero, or no positive ratio fits, there is no ratio.
+
+    Args:
+        numerator: one per block [n].
+        denominator: one per block [n].
+
+    Returns:
+        The bounds: finite; (low, inf); or (inf, inf) where there is none.
+
+    References:
+        E. C. Fieller, Some problems in interval estimation, J. Royal Statistical Society B 16, 175
+        (1954); V. H. Franz, Ratios: a short guide to confidence limits and proper use
+        (arXiv 0710.2024).
+    """
+    n = len(numerator)
+    t2 = student_quantile(0.975, n - 1) ** 2
+    (var_n, cov), (_, var_d) = np.cov(numerator, denominator) / n
+    mean_n, mean_d = float(numerator.mean()), float(denominator.mean())
+    # (mean_n - r mean_d)^2 <= t^2 (var_n - 2 r cov + r^2 var_d): a r^2 - 2 b r + c <= 0.
+    a = mean_d**2 - t2 * var_d
+    b = mean_n * mean_d - t2 * cov
+    c = mean_n**2 - t2 * var_n
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    if a > 0:  # the denominator is off zero
+        if mean_d < 0:
+            return math.inf, math.inf
+        return max(0.0, (b - root) / a), (b + root) / a
+    if c <= 0:  # the numerator may be zero as well: every ratio fits
+        return 0.0, math.inf
+    # The set is what lies outside of the two roots; of it, the part of positive ratios.
+    low = c / (b + root) if b + root > 0 else math.inf
+    return low, math.inf
 
 
 def block_bootstrap(values: np.ndarray, statistic, seed: int = 0) -> tuple[float, float]:

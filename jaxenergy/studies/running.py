@@ -112,6 +112,7 @@ def run(
     rows: dict[str, Row] = {}
     machine: dict[str, Any] = {}
     failed: list[str] = []
+    devices: tuple[str, ...] = ()
     status = 0
     if configs:
         _use_own_cache(request.out)
@@ -125,6 +126,7 @@ def run(
         if result.signum is not None:
             return Outcome((), (), exit_status=result.exit_status)
         result.comparable()  # refuses a mixture
+        devices = result.devices
         for conditions in result.conditions:
             machine = conditions.to_json()
         for cell in result.cells:
@@ -157,7 +159,13 @@ def run(
             verdicts, provenance = judge(study, table), table.provenance
             ids = sorted({row["config.id"] for row in table.rows})
         else:
-            table = Table([rows[one] for one in ids if one in rows])
+            found = [rows[one] for one in ids if one in rows]
+            if study.measure is not None:
+                folder, say = request.out / RESULTS_FOLDER, observer.say
+                who = f"a study that measures into {folder}"
+                with sweeps.DeviceLocks(devices, request.lock_dir, who=who, say=say):
+                    found = study.measure(request.context, designed[name], rows, folder, say)
+            table = Table(found)
             verdicts, provenance = judge(study, table, gate=gate), table.provenance
         record = _record(request, study, table, verdicts, provenance, ids, machine)
         records.append(record)

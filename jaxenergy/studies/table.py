@@ -7,7 +7,7 @@ studies, what a run's cost is: per update, of its training, to the accuracy it w
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,12 @@ def setting(row: Row, name: str) -> Any:
     return row.get(f"config.{name}") if value is None else value
 
 
+def weakest(provenances: Iterable[Any]) -> str:
+    """The weakest of some provenances; `none` where there is none, or one that is not known."""
+    ranks = [_PROVENANCES.index(p) if p in _PROVENANCES else 3 for p in provenances]
+    return _PROVENANCES[max(ranks, default=3)]
+
+
 def has_diverged(row: Row) -> bool:
     """Whether a run failed because its numbers were no longer finite."""
     why = str(row.get("why") or "")
@@ -85,9 +91,7 @@ class Table:
     @property
     def provenance(self) -> str:
         """The weakest provenance of joules among the runs; `none` where there are none."""
-        found = {row.get("provenance") or "none" for row in self.rows}
-        ranks = [_PROVENANCES.index(p) if p in _PROVENANCES else 3 for p in found]
-        return _PROVENANCES[max(ranks, default=3)]
+        return weakest({row.get("provenance") for row in self.rows})
 
     def where(self, keep: Callable[[Row], bool]) -> "Table":
         """The runs that are to be kept."""
