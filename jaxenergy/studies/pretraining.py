@@ -56,7 +56,7 @@ _MLP = {"model": "mlp", "depth": 3, "width": 512, "batch_size": 128}
 _CNN = {"model": "cnn", "depth": 4, "width": 32, "batch_size": 128}
 _SIZES = {
     "smoke": _Sizes({"model": "mlp", "depth": 2, "width": 16}, 16, 16, 4, (0.1,), 0.5),
-    "small": _Sizes(_MLP, 300, 400, 2, (0.01, 0.03), 0.95),
+    "small": _Sizes(_MLP, 100, 400, 1, (0.03, 0.1), 0.97),
     "gpu": _Sizes(_CNN | {"batch_size": 512}, 2_000, 3_000, 25, (0.01, 0.03), 0.7),
     "full": _Sizes(_CNN, 8_000, 16_000, 50, (0.003, 0.01, 0.03, 0.1), 0.7),
 }
