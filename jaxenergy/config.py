@@ -53,8 +53,12 @@ class Target:
     value: float
 
     def is_reached(self, evaluation: Mapping[str, Any]) -> bool:
-        """Whether an evaluation, a line of `metrics.jsonl` or the like, is as good as that."""
-        found = evaluation.get(f"validation_{self.measure}")
+        """Whether an evaluation, a line of `metrics.jsonl` or the like, is as good as that.
+
+        Of several tasks each has to be, for a mean would let one pay for another.
+        """
+        by_task = evaluation.get(f"validation_{self.measure}_by_task")
+        found = min(by_task.values()) if by_task else evaluation.get(f"validation_{self.measure}")
         if found is None:
             return False
         return found <= self.value if self.measure in LOWER_IS_BETTER else found >= self.value
@@ -104,6 +108,14 @@ class RunConfig:
     clip_norm: float | None = _setting(None, "Clip gradients to this global norm.")
     batch_size: int = _setting(128, "Examples per update.")
     accumulate: int = _setting(1, "Micro-batches per update, each of batch_size / accumulate.")
+    task_weights: str = _setting(
+        "", "Weights of the tasks' losses in a set of several, e.g. 1,0.5; default: equal."
+    )
+    task_sampling: str = _setting(
+        "examples",
+        "Of several tasks: examples draws all examples alike, tasks draws the tasks in equal "
+        "number, alternate learns one task an update.",
+    )
     augment: bool = _setting(False, "Random crop (and flip, where it keeps the label).")
     epochs: float | None = _setting(None, "Length in passes over the training set; default 40.")
     updates: int | None = _setting(None, "Length in updates, instead of --epochs.")
@@ -111,7 +123,7 @@ class RunConfig:
         None, "Updates between evaluations; default: 20 evaluations in all."
     )
     target_accuracy: float | None = _setting(
-        None, "Stop at the first evaluation with this validation accuracy (0 to 1)."
+        None, "Stop at the first evaluation with this validation accuracy (0 to 1), in every task."
     )
     target_return: float | None = _setting(
         None, "Stop at the first evaluation with this validation return, of a control task."

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxenergy.data import pipeline
+from jaxenergy.data.dataset import UNLABELLED
+from jaxenergy.data.multitask import SAMPLINGS, build_multitask
 from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.measuring import Measurement, compare, measure
 from jaxenergy.meters import Meters
@@ -270,12 +272,13 @@ def make_predict(trained: Trained, precision: str) -> tuple[Any, Any]:
 
     Returns:
         A jitted function of the variables and of stored inputs (uint8 [batch, ...]) to the classes
-        predicted, int32 [batch] or [batch, length]; and the variables, on the device, the
-        parameters stored in that precision.
+        predicted, int32 [batch], [batch, tasks] or [batch, length]; and the variables, on the
+        device, the parameters stored in that precision.
     """
     module = trained.model.module.clone(dtype=jnp.dtype(precision))
     model = dataclasses.replace(trained.model, precision=precision, module=module)
     dataset = trained.dataset
+    multitask = build_multitask(dataset, "", SAMPLINGS[0])
 
     @jax.jit
     def predict(variables: Any, inputs: jax.Array) -> jax.Array:
@@ -284,7 +287,7 @@ def make_predict(trained: Trained, precision: str) -> tuple[Any, Any]:
         else:
             prepared = inputs.astype(jnp.int32)
         logits, _ = model.apply(variables, prepared, train=False)
-        return jnp.argmax(logits, axis=-1)
+        return jnp.argmax(logits, axis=-1) if multitask is None else multitask.predict(logits)
 
     variables = dict(trained.variables)
     variables["params"] = jax.tree.map(lambda p: jnp.asarray(p, precision), variables["params"])
@@ -301,12 +304,14 @@ def _count_flops(model: Model, batch_size: int, lowered: Any) -> float | None:
 def _validation_accuracy(trained: Trained, predict: Callable, variables: Any) -> float:
     split = trained.dataset.validation
     size = min(512, len(split.labels))
-    right = 0
+    right = np.zeros(split.labels.shape[1:])
     for start in range(0, len(split.labels), size):
         first = min(start, len(split.labels) - size)  # one shape, so one program
         predicted = np.asarray(predict(variables, jnp.asarray(split.inputs[first : first + size])))
-        right += int(np.sum(predicted[start - first :] == split.labels[start : first + size]))
-    return right / split.labels.size
+        right += np.sum(predicted[start - first :] == split.labels[start : first + size], axis=0)
+    if not trained.dataset.tasks:
+        return float(np.sum(right)) / split.labels.size
+    return float(np.mean(right / np.sum(split.labels != UNLABELLED, axis=0)))
 
 
 def _latencies_s(function: Callable[[], jax.Array]) -> list[float]:

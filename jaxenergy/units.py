@@ -5,6 +5,7 @@ between the units that hardware speaks and the ones that are written down, and f
 """
 
 import math
+from collections.abc import Mapping
 
 NS_PER_S = 1_000_000_000
 UJ_PER_J = 1_000_000
@@ -44,6 +45,12 @@ def format_si(value: float | None, unit: str, digits: int = 3) -> str:
     scaled = float(f"{value / factor:.{digits}g}")  # rounding may carry into a further digit
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled)) + 1e-9))
     return f"{scaled:.{decimals}f} {prefix}{unit}"
+
+
+def format_accuracy(accuracy: float, by_task: Mapping[str, float] | None = None) -> str:
+    """A share as per cent, where it is the mean of several tasks with each of them."""
+    tasks = ", ".join(f"{name} {value:.2%}" for name, value in (by_task or {}).items())
+    return f"{accuracy:.2%}" + (f" ({tasks})" if tasks else "")
 
 
 def format_duration_s(duration_s: float | None) -> str:

@@ -113,6 +113,15 @@ def test_importing_and_loading_digits_imports_no_heavy_package():
         ("digits:classes=0+one", "got 'one'"),
         ("digits:classes=7", "two classes or more, each of them once"),
         ("digits:classes=0-4+3", "two classes or more, each of them once"),
+        ("digits:tasks=class+parity+class", "have one twice"),
+        ("digits:classes=0-4,tasks=parity", "classes and tasks are both given"),
+        ("digits:tasks=class+size", "task=size is unknown"),
+        ("digits:task=class", "Did you mean 'tasks'"),
+        ("joined:digits", "two sets or more"),
+        ("joined:digits+", "two sets or more"),
+        ("joined:digits+digits", "one twice"),
+        ("joined:digits+synthetic:64", "no set of images with one task"),
+        ("joined:synthetic:8x8x2,examples=10+digits+nothing", "--dataset=nothing is unknown"),
         ("synthetic:32x32x3x1", "is not understood"),
         ("synthetic:0", "at least 1"),
         ("synthetic:32,classes=257", "at most 256 kinds"),
@@ -340,6 +349,30 @@ def test_cifar_is_found_and_read_in_every_form(small_cifar, form, place, tmp_pat
     _assert_same(loaded.test, small_cifar.test.inputs, small_cifar.test.labels)
     assert ("SHA-256" in loaded.source) == ("extracted" not in place)
     assert str(tmp_path) not in loaded.source
+
+
+@pytest.mark.parametrize("form", ["binary", "python"])
+def test_super_classes_are_read_beside_the_classes(small_cifar, form, tmp_path):
+    small = small_cifar
+    if small.classes == 10:
+        with pytest.raises(UsageError, match="task=superclass is unknown"):
+            data.load("cifar10:tasks=superclass", data_dir=small.extract(tmp_path, small.binary))
+        return
+    folder = small.extract(tmp_path, getattr(small, form))
+    classes = data.load("cifar100:examples=40", data_dir=folder)
+    both = data.load("cifar100:examples=40,tasks=superclass+class", data_dir=folder)
+    alone = data.load("cifar100:examples=40,tasks=superclass", data_dir=folder)
+    assert [(task.name, task.classes) for task in both.tasks] == [
+        ("superclass", 20),
+        ("class", 100),
+    ]
+    assert (both.classes, alone.classes, alone.tasks) == (120, 20, ())
+    for part in ("train", "validation", "test"):
+        fine, two, coarse = (getattr(loaded, part) for loaded in (classes, both, alone))
+        assert fine.labels.ndim == coarse.labels.ndim == 1
+        _assert_same(two, fine.inputs, np.stack([fine.labels // 5, fine.labels], axis=1))
+        _assert_same(coarse, fine.inputs, fine.labels // 5)
+    assert data.load("cifar100:examples=40,tasks=class", data_dir=folder).digest == classes.digest
 
 
 def test_a_truncated_or_altered_archive_is_refused(small_cifar, tmp_path, monkeypatch):

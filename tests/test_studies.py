@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxenergy.config import RunConfig
+from jaxenergy.data.tasks import task_names
 from jaxenergy.errors import RunError
 from jaxenergy.studies import BUDGETS, STUDIES, Context, Table, gate_of, grids, judge, to_json
 from jaxenergy.studies.core import REFUTED, SUPPORTED, UNDECIDED, VERDICTS, VOID
@@ -218,7 +219,7 @@ def test_designs(budget):
         }
         together = all_runs(designed)
         assert len(together) < sum(map(len, designed.values()))
-        assert len(together) <= {"smoke": 24, "small": 350, "gpu": 350, "full": 1500}[budget]
+        assert len(together) <= {"smoke": 32, "small": 420, "gpu": 420, "full": 1800}[budget]
 
 
 def test_designs_meet_their_own_minimum():
@@ -262,7 +263,13 @@ def made_up(rng: np.random.Generator, config: RunConfig) -> dict:
         "compiled.compile_s": 1.0,
         "final.validation_accuracy": accuracy,
         "final.test_accuracy": accuracy,
+        "final.validation_loss": (updates * parameters) ** -0.1,
+        "final.test_loss": (updates * parameters) ** -0.1,
     }
+    if config.model == "transformer_lm":
+        row["compiled.flops_per_update"] = grids.count_flops(config)
+    for task in task_names(config.dataset):
+        row[f"final.test_accuracy_by_task.{task}"] = accuracy
     if config.target_accuracy:
         row |= {
             "target.accuracy": config.target_accuracy,
@@ -310,6 +317,44 @@ def test_predictions_are_no_better_known_than_the_less_known_of_both():
     assert {row["provenance"] for row in predicted({**run, "provenance": "estimated"})} == {
         "estimated"
     }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "tasks"),
+    [
+        (None, ["digits:tasks=class+parity", "digits", "digits:tasks=parity"]),
+        ("stdlib", ["digits:tasks=class+parity", "digits", "digits:tasks=parity"]),
+        (
+            "cifar100:examples=5000",
+            [
+                "cifar100:examples=5000,tasks=class+superclass",
+                "cifar100:examples=5000",
+                "cifar100:examples=5000,tasks=superclass",
+            ],
+        ),
+        ("joined:digits+mnist", ["joined:digits+mnist", "digits", "mnist"]),
+    ],
+)
+def test_networks_of_several_tasks_and_of_each(dataset, tasks):
+    runs = grids.multitask(Context("small", dataset=dataset))
+    assert list(dict.fromkeys(run.dataset for run in runs)) == tasks
+    if dataset is None:  # those of the digits' classes are runs of the study `optimizer` as well
+        others = {run.id for run in grids.optimizer(Context("small"))}
+        assert {run.id for run in runs if run.dataset == "digits"} <= others
+
+
+def test_equal_computation_is_equal_to_the_compiler_too():
+    """The counts of the design are XLA's to 6 %, so that a grid's rows are of one computation."""
+    from jaxenergy import data
+    from jaxenergy.sweeps.survey import _count_flops
+    from jaxenergy.training.plan import make_plan
+
+    for dataset in ("stdlib:length=64", "digits"):
+        loaded = data.load("stdlib:length=64,characters=200000" if ":" in dataset else dataset)
+        design = grids.compute(Context("small", seeds=1, dataset=dataset))
+        for run in (design[0], design[2]):  # the narrowest and the widest
+            counted = _count_flops(make_plan(run, loaded, "cpu"))
+            assert grids.count_flops(run) == pytest.approx(counted, rel=0.06)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])

@@ -16,7 +16,7 @@ import pytest
 
 from jaxenergy.studies import STUDIES, Table, judge
 from jaxenergy.studies.core import REFUTED, SUPPORTED
-from jaxenergy.studies.table import ACCURACY, ENERGY, TIME, Quantity
+from jaxenergy.studies.table import ACCURACY, ENERGY, FLOPS, TIME, Quantity
 
 REPETITIONS = 1000
 MOST_FALSE = 0.07
@@ -320,7 +320,190 @@ def machines(magnitude: float, places: float, order: float, n: int = 3, cells: i
     return make
 
 
+# several tasks, equal computation -----------------------------------------------------------------
+
+TASKS = "digits:tasks=class+parity"
+
+
+def several_tasks(shared: float, points: float = 0.0, seeds: int = 5):
+    """A network of two tasks needs so many times what that of one needs at the best of two rates.
+
+    In the second task its accuracy is other by some points.
+    """
+    cells = [
+        {"dataset": name, "learning_rate": rate}
+        for name in (TASKS, "digits", "digits:tasks=parity")
+        for rate in (0.01, 0.1)
+    ]
+    share = [
+        math.log(
+            0.2
+            * (shared if cell["dataset"] == TASKS else 1)
+            * (1.5 if cell["learning_rate"] < 0.1 else 1)
+        )
+        for cell in cells
+    ]
+
+    def make(rng: Rng):
+        rows = truth.make_reaching(rng, cells, seeds, energy=[0.0] * len(cells), needed=share)
+        rows = truth.add_accuracies(rows, rng, lambda row: 97.0, 0.3)
+        for row in rows:
+            if row["config.dataset"] == TASKS:
+                own = rng.normal(0.97, 0.003, 2)
+                row["final.test_accuracy_by_task.class"] = own[0]
+                row["final.test_accuracy_by_task.parity"] = own[1] + points / 100
+        return rows
+
+    return make
+
+
+def equal_computation(
+    by_computation: float, by_width: float = 0.0, beside: float = 1.0, seeds: int = 4
+):
+    """Three widths at each of three computations.
+
+    Args:
+        by_computation: the loss's exponent in the computation.
+        by_width: and in the width, at equal computation.
+        beside: the loss of the widths beside the middle one, over its.
+        seeds: how many.
+    """
+    cells, logs = [], []
+    for computation in (1e12, 3e12, 9e12):
+        for width in (16, 32, 64):
+            updates = round(computation / (truth.FLOPS * (width / 16) ** 1.5))
+            cells.append({"width": width, "updates": updates})
+            logs.append(
+                by_computation * math.log(computation / 1e12)
+                + by_width * math.log(width / 32)
+                + (math.log(beside) if width != 32 else 0.0)
+            )
+
+    def make(rng: Rng):
+        rows = []
+        for seed, level in enumerate(truth.draw_levels(rng, seeds)):
+            for cell, log_loss in zip(cells, logs, strict=True):
+                flops = truth.FLOPS * (cell["width"] / 16) ** 1.5
+                row = truth.make_row(cell, seed, flops * 1e-9, flops * 1e-11)
+                row["compiled.flops_per_update"] = flops
+                joules = flops * cell["updates"] * 1e-9 * math.exp(level + rng.normal(0, 0.03))
+                row["energy_j.by_phase.train"] = joules
+                for split in ("validation", "test"):
+                    row[f"final.{split}_loss"] = 2 * math.exp(log_loss + rng.normal(0, 0.015))
+                rows.append(row)
+        return rows
+
+    return make
+
+
 SCENARIOS = [
+    Scenario(
+        "multitask",
+        "as much as two networks, 5 seeds",
+        several_tasks(2.0),
+        {0: never(SUPPORTED)},
+    ),
+    Scenario(
+        "multitask",
+        "as much as one network, 5 seeds",
+        several_tasks(1.0),
+        {0: found(0.9)},
+    ),
+    Scenario(
+        "multitask",
+        "2 % less than two networks, which is negligible",
+        several_tasks(2.0 * 0.98),
+        {0: never(REFUTED)},
+    ),
+    Scenario(
+        "multitask",
+        "four times as much as one network, 5 seeds",
+        several_tasks(4.0),
+        {0: found(0.9, REFUTED)},
+    ),
+    Scenario(
+        "multitask",
+        "it needs six times as much and mostly does not arrive",
+        several_tasks(6.0),
+        {0: never(SUPPORTED)},
+    ),
+    Scenario(
+        "multitask",
+        "one point less in one task, which is worse",
+        several_tasks(1.0, -1.0),
+        {1: never(SUPPORTED)},
+        ACCURACY,
+    ),
+    Scenario(
+        "multitask",
+        "nearly a point less in one task, which is no worse",
+        several_tasks(1.0, -0.99),
+        {1: never(REFUTED)},
+        ACCURACY,
+    ),
+    Scenario(
+        "multitask",
+        "equal accuracies, 5 seeds",
+        several_tasks(1.0),
+        {1: found(0.8)},
+        ACCURACY,
+    ),
+    Scenario(
+        "multitask",
+        "three points less in one task, 5 seeds",
+        several_tasks(1.0, -3.0),
+        {1: found(0.8, REFUTED)},
+        ACCURACY,
+    ),
+    Scenario(
+        "compute",
+        "computation alone counts, 4 seeds",
+        equal_computation(-0.15),
+        {0: found(0.9), 1: found(0.9), 2: found(0.9)},
+        FLOPS,
+    ),
+    Scenario(
+        "compute",
+        "nothing counts, 4 seeds",
+        equal_computation(0.0),
+        {0: never(SUPPORTED), 1: never(SUPPORTED)},
+        FLOPS,
+    ),
+    Scenario(
+        "compute",
+        "width at equal computation counts as much, 4 seeds",
+        # Variances over the grid are as exponent times logarithmic range, squared.
+        equal_computation(-0.15, 0.15 * math.log(3) / math.log(2)),
+        {1: never(SUPPORTED)},
+        FLOPS,
+    ),
+    Scenario(
+        "compute",
+        "widths beside the best come to losses 10 % higher, 4 seeds",
+        equal_computation(-0.15, beside=1.10),
+        {2: never(SUPPORTED)},
+        FLOPS,
+    ),
+    Scenario(
+        "compute",
+        "widths beside the best come to losses nearly 10 % higher, 4 seeds",
+        equal_computation(-0.15, beside=1.099),
+        {2: never(REFUTED)},
+        FLOPS,
+    ),
+    Scenario(
+        "compute",
+        "width counts and computation does not, 4 seeds",
+        equal_computation(0.0, -0.4),
+        {0: never(SUPPORTED), 1: found(0.9, REFUTED), 2: found(0.9, REFUTED)},
+        FLOPS,
+    ),
+    Scenario(
+        "compute",
+        "joules follow computation, which alone counts, 4 seeds",
+        equal_computation(-0.15),
+        {1: found(0.9)},
+    ),
     Scenario(
         "depth",
         "no trend, 4 seeds",

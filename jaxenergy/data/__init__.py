@@ -18,6 +18,7 @@ from jaxenergy.data.dataset import (
     Dataset,
     Facts,
     Split,
+    Task,
     build_dataset,
     read_classes,
     take_classes,
@@ -26,6 +27,7 @@ from jaxenergy.data.dataset import (
 from jaxenergy.data.digits import load_digits
 from jaxenergy.data.official import OFFICIAL, build_official
 from jaxenergy.data.synthetic import load_synthetic
+from jaxenergy.data.tasks import JOINED, choose_tasks, load_joined, readings_of, split_tasks
 from jaxenergy.data.text import load_stdlib, load_text
 from jaxenergy.errors import UsageError
 from jaxenergy.registry import Registry
@@ -36,6 +38,7 @@ __all__ = [
     "Dataset",
     "Facts",
     "Split",
+    "Task",
     "build_dataset",
     "is_control",
     "load",
@@ -48,7 +51,8 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
 
     Args:
         name: a name of `DATASETS`, with options after a colon for those that take any, e.g.
-            `digits:classes=0-4`, `cifar10`, `synthetic:32x32x3,classes=10,examples=50000`.
+            `digits:classes=0-4`, `digits:tasks=class+parity`, `cifar10`,
+            `joined:mnist+fashion_mnist`, `synthetic:32x32x3,classes=10,examples=50000`.
         data_dir: for published sets, an official archive, the folder that holds it, the folder of
             extracted files, its parent, or a folder of TensorFlow Datasets; for `text`, the file.
 
@@ -81,19 +85,28 @@ DATASETS: Registry[Loader] = Registry("--dataset")
 _PART = {
     "examples": Argument(int, None, COUNT, optional=True),
     "classes": Argument(str, None, optional=True),
+    "tasks": Argument(str, ""),
 }
 
 
 def _load_part(
     name: str, load_whole: Callable[[Path | None], Dataset], options: str, data_dir: Path | None
 ) -> Dataset:
-    """Loads a set, or of each split the examples of some classes, or so many of them, or both."""
-    if not options:
-        return load_whole(data_dir)
+    """Loads a set, or of each split the examples of some classes, or so many of them, or both.
+
+    Tasks are chosen at the end, so that each is learned from the same examples.
+    """
     what = f"--dataset={name}"
     given = read_arguments(split_arguments(options, what), _PART, what)
+    tasks = split_tasks(str(given["tasks"]))
+    if tasks and given["classes"]:
+        raise UsageError(f"{what}: classes and tasks are both given.\nAllowed: one of the two.")
     part, told = load_whole(data_dir), []
+    if not options and part.train.labels.ndim == 1:
+        return part
     facts, train, validation, test = part.facts, part.train, part.validation, part.test
+    if not tasks:
+        facts, (train, validation, test) = choose_tasks(facts, (train, validation, test), ())
     if isinstance(given["classes"], str):
         classes = read_classes(given["classes"], facts.classes, f"{what}: classes")
         facts = dataclasses.replace(
@@ -105,6 +118,8 @@ def _load_part(
         most = given["examples"]
         train, validation, test = (take_evenly(s, most) for s in (train, validation, test))
         told.append(f"of each split at most {most} examples, classes in equal number")
+    if tasks:
+        facts, (train, validation, test) = choose_tasks(facts, (train, validation, test), tasks)
     return build_dataset(facts, train, validation, test, "; ".join([part.source, *told]))
 
 
@@ -161,18 +176,20 @@ def _refuse_task(name: str, options: str, data_dir: Path | None) -> Dataset:
 DATASETS.add(
     "digits",
     partial(_load_part, "digits", load_digits),
-    "1,797 handwritten digits, 8x8 grey, 10 classes; in the package; a part: digits:classes=0-4",
+    "1,797 handwritten digits, 8x8 grey, 10 classes; in the package; a part: digits:classes=0-4; "
+    "tasks: class, parity (digits:tasks=class+parity)",
 )
 for _name, _description in {
     "cifar10": "50,000 + 10,000 colour images, 32x32, 10 classes",
-    "cifar100": "50,000 + 10,000 colour images, 32x32, 100 classes (fine labels)",
+    "cifar100": "50,000 + 10,000 colour images, 32x32, 100 classes, 20 super-classes",
     "mnist": "60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
     "fashion_mnist": "60,000 + 10,000 images of clothes, 28x28 grey, 10 classes",
 }.items():
     DATASETS.add(
         _name,
         partial(_load_part, _name, partial(_load_official, _name)),
-        f"{_description}; a part: {_name}:classes=5-9,examples=5000",
+        f"{_description}; a part: {_name}:classes=5-9,examples=5000"
+        + (f"; tasks: {', '.join(readings_of(_name))}" if len(readings_of(_name)) > 1 else ""),
     )
 DATASETS.add(
     "synthetic",
@@ -184,6 +201,11 @@ DATASETS.add(
     "stdlib",
     load_stdlib,
     "the source of the running Python as characters, e.g. stdlib:length=128,characters=2000000",
+)
+DATASETS.add(
+    JOINED,
+    partial(load_joined, load=lambda name, data_dir: load(name, data_dir=data_dir)),
+    "several sets as one of as many tasks, padded to one shape, e.g. joined:mnist+fashion_mnist",
 )
 DATASETS.add("text", load_text, "characters of your own text, --data_dir=FILE; options as stdlib")
 for _name in TASKS:

@@ -46,6 +46,8 @@ class Edition:
         label_bytes: for the binary version, the bytes before the pixels of a record, of which the
             last is the label.
         label_key: for the Python version, the key of the labels; None for the binary version.
+        superclass_key: for the Python version, the key of the super-classes; None where there are
+            none, and for the binary version, where they come before the label.
     """
 
     archive: Archive
@@ -56,6 +58,12 @@ class Edition:
     test_examples: int
     label_bytes: int = 0
     label_key: str | None = None
+    superclass_key: str | None = None
+
+    @property
+    def has_superclasses(self) -> bool:
+        """Whether labels have a second column, of super-classes."""
+        return self.superclass_key is not None or self.label_bytes == 2
 
     def max_bytes(self, name: str) -> int:
         """What a file cannot be larger than; pickles hold names and labels beside the pixels."""
@@ -118,6 +126,7 @@ CIFAR100_PYTHON = Edition(
     train_examples=50_000,
     test_examples=10_000,
     label_key="fine_labels",
+    superclass_key="coarse_labels",
 )
 
 
@@ -194,11 +203,12 @@ def _parse(edition: Edition, read: Callable[[str], bytes]) -> tuple[Split, Split
 
     def part(names: tuple[str, ...], examples_a_file: int) -> Split:
         images = np.empty((len(names) * examples_a_file, 32, 32, 3), np.uint8)
-        labels = np.empty(len(images), np.int32)
+        columns = (2,) if edition.has_superclasses else ()
+        labels = np.empty((len(images), *columns), np.int32)
         for number, name in enumerate(names):
             block = slice(number * examples_a_file, (number + 1) * examples_a_file)
             if edition.label_key is not None:
-                planes, found = _parse_pickle(read(name), name, edition.label_key, examples_a_file)
+                planes, found = _parse_pickle(read(name), name, edition, examples_a_file)
             else:
                 planes, found = _parse_records(
                     read(name), name, edition.label_bytes, examples_a_file
@@ -214,25 +224,33 @@ def _parse(edition: Edition, read: Callable[[str], bytes]) -> tuple[Split, Split
 def _parse_records(
     content: bytes, what: str, label_bytes: int, examples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel planes `[examples, 3072]` and labels `[examples]` of a file of the binary version."""
+    """Pixel planes `[examples, 3072]` and labels of a file of the binary version.
+
+    Labels are `[examples]`, or `[examples, 2]`, class and super-class.
+    """
     record = label_bytes + _PIXELS
     check_size(content, examples * record, what)
     records = np.frombuffer(content, np.uint8).reshape(examples, record)
-    return records[:, label_bytes:], records[:, label_bytes - 1]
+    labels = records[:, label_bytes - 1 :: -1] if label_bytes > 1 else records[:, 0]
+    return records[:, label_bytes:], labels
 
 
 def _parse_pickle(
-    content: bytes, what: str, label_key: str, examples: int
+    content: bytes, what: str, edition: Edition, examples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel planes `[examples, 3072]` and labels `[examples]` of a file of the Python version."""
+    """Pixel planes and labels, shaped as of the binary version, of a file of the Python version."""
     batch = read_plain_pickle(content, what)
-    planes, labels = batch.get("data"), batch.get(label_key)
+    planes = batch.get("data")
     if not isinstance(planes, np.ndarray) or planes.shape != (examples, _PIXELS):
         shape = list(planes.shape) if isinstance(planes, np.ndarray) else type(planes).__name__
         raise UsageError(f"{what}: expected data [{examples}, {_PIXELS}], found {shape}.")
-    if not isinstance(labels, list) or len(labels) != examples:
-        found = f"{len(labels)} values" if isinstance(labels, list) else type(labels).__name__
-        raise UsageError(f"{what}: expected {label_key} with {examples} values, found {found}.")
-    if not all(type(label) is int and 0 <= label < 256 for label in labels):
-        raise UsageError(f"{what}: expected {label_key} to be whole numbers from 0 to 255.")
-    return planes, np.array(labels, np.int32)
+    columns = []
+    for key in filter(None, (edition.label_key, edition.superclass_key)):
+        labels = batch.get(key)
+        if not isinstance(labels, list) or len(labels) != examples:
+            found = f"{len(labels)} values" if isinstance(labels, list) else type(labels).__name__
+            raise UsageError(f"{what}: expected {key} with {examples} values, found {found}.")
+        if not all(type(label) is int and 0 <= label < 256 for label in labels):
+            raise UsageError(f"{what}: expected {key} to be whole numbers from 0 to 255.")
+        columns.append(np.array(labels, np.int32))
+    return planes, np.stack(columns, axis=1) if len(columns) > 1 else columns[0]

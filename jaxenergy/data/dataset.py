@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxenergy.errors import UsageError
 
+UNLABELLED = -1  # stands where an example has no label of a task
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -22,8 +24,9 @@ class Split:
     Args:
         inputs: images, uint8 `[examples, height, width, channels]`, or sequences of tokens, uint8
             `[examples, length]`.
-        labels: of images the classes, int32 `[examples]`; of tokens the one that follows each,
-            int32 `[examples, length]`.
+        labels: of images the classes, int32 `[examples]`, or, for several tasks, `[examples,
+            tasks]` with -1 where an example has no label of a task; of tokens the one that follows
+            each, int32 `[examples, length]`.
 
     Raises:
         ValueError: a dtype or shape is another one; it names the one got.
@@ -39,6 +42,8 @@ class Split:
                 "height, width, channels] or [examples, length] is wanted."
             )
         wanted = self.inputs.shape if self.inputs.ndim == 2 else self.inputs.shape[:1]
+        if self.inputs.ndim == 4 and self.labels.ndim == 2:
+            wanted = (*wanted, self.labels.shape[1])
         if self.labels.dtype != np.int32 or self.labels.shape != wanted:
             raise ValueError(
                 f"labels are {self.labels.dtype}{list(self.labels.shape)}; "
@@ -52,17 +57,32 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One of the tasks of a set that has several.
+
+    Args:
+        name: what it is called.
+        classes: how many its labels name.
+    """
+
+    name: str
+    classes: int
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of a data set before any of it is read.
 
     Args:
         name: as typed after `--dataset`.
-        classes: how many classes its labels name; of tokens, how many kinds there are.
+        classes: how many classes its labels name, those of all tasks together; of tokens, how many
+            kinds there are.
         flips: whether an image mirrored left to right keeps its label.
         citation: how its authors want it cited.
         licence: under which terms it may be used, or that none are stated.
         vocabulary: what each token stands for, by its number; of a part of a set's classes, what
             each is called in the whole set; empty where neither is to be said.
+        tasks: the tasks in the order of the labels' columns, where there are several.
     """
 
     name: str
@@ -71,6 +91,7 @@ class Facts:
     citation: str
     licence: str
     vocabulary: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +126,13 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """How many classes the labels name."""
+        """How many classes the labels name, those of all tasks together."""
         return self.facts.classes
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, where there are several."""
+        return self.facts.tasks
 
     @property
     def flips(self) -> bool:
@@ -230,7 +256,8 @@ def take_evenly(split: Split, examples: int) -> Split:
     """
     if examples >= split.examples:
         return split
-    first = np.sort(np.argsort(rank_within_class(split.labels), kind="stable")[:examples])
+    ranks = rank_within_class(class_column(split.labels))
+    first = np.sort(np.argsort(ranks, kind="stable")[:examples])
     return Split(split.inputs[first], split.labels[first])
 
 
@@ -263,8 +290,13 @@ def hold_out_validation(official: Split) -> tuple[Split, Split]:
     Returns:
         The part to train on and the validation part, each in the official order.
     """
-    held_out = rank_within_class(official.labels) % 10 == 9
+    held_out = rank_within_class(class_column(official.labels)) % 10 == 9
     return take(official, ~held_out), take(official, held_out)
+
+
+def class_column(labels: np.ndarray) -> np.ndarray:
+    """The classes proper, the first column, of labels that may have more."""
+    return labels if labels.ndim == 1 else labels[:, 0]
 
 
 def take(split: Split, chosen: np.ndarray) -> Split:

@@ -25,6 +25,7 @@ from jaxenergy.data.dataset import (
     Facts,
     Split,
     build_dataset,
+    class_column,
     hold_out_validation,
 )
 from jaxenergy.data.idx import FASHION_MNIST, MNIST, IdxSet, find_idx, idx_parts, parse_idx_gz
@@ -41,8 +42,10 @@ class Official:
         train_counts: how many examples of each class the training part has.
         test_counts: the same for the test part.
         archives: the files to download when it is not found.
-        parse: the training and the test part from the bytes of `archives`, in order.
+        parse: the training and the test part from the bytes of `archives`, in order; labels may
+            have further columns beside the classes.
         find: the same and a sentence on the source, from local files; None if there are none.
+        label_columns: how many labels an example has: 2 where there are super-classes.
     """
 
     facts: Facts
@@ -52,6 +55,7 @@ class Official:
     archives: tuple[Archive, ...]
     parse: Callable[[Sequence[bytes]], tuple[Split, Split]]
     find: Callable[[Path], tuple[Split, Split, str] | None]
+    label_columns: int = 1
 
 
 def build_official(official: Official, train: Split, test: Split, source: str) -> Dataset:
@@ -64,7 +68,7 @@ def build_official(official: Official, train: Split, test: Split, source: str) -
         source: a sentence on where they came from.
 
     Returns:
-        The data set.
+        The data set, with all labels that an example has.
 
     Raises:
         UsageError: a part has not the published number of examples of each class.
@@ -74,7 +78,7 @@ def build_official(official: Official, train: Split, test: Split, source: str) -
         ("training", train, official.train_counts),
         ("test", test, official.test_counts),
     ):
-        found = np.bincount(split.labels, minlength=len(expected))
+        found = np.bincount(class_column(split.labels), minlength=len(expected))
         if len(found) > len(expected):
             raise UsageError(
                 f"{name} ({source}): expected {part} labels from 0 to {len(expected) - 1}, "
@@ -99,6 +103,7 @@ def _cifar(facts: Facts, binary: Edition, python: Edition) -> Official:
         archives=(binary.archive,),
         parse=partial(_parse_cifar, binary),
         find=partial(find_cifar, (binary, python)),
+        label_columns=2 if binary.has_superclasses else 1,
     )
 
 

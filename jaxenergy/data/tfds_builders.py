@@ -29,6 +29,7 @@ from jaxenergy.data.official import OFFICIAL, Official
 from jaxenergy.errors import UsageError
 
 _FORMAT = "array_record"
+_LABEL, _SUPERCLASS = "label", "coarse_label"  # as TFDS's own builder of CIFAR-100 names them
 _CONNECT_TIMEOUT_S = 4.0
 _MAX_INFO_BYTES = 1 << 20
 # Under which features.json names the Python classes of its features, in old and in new form.
@@ -65,10 +66,12 @@ class JaxenergyImages(tfds.core.GeneratorBasedBuilder):
         image = tfds.features.Tensor(
             shape=self._official.shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES
         )
-        label = tfds.features.Tensor(shape=(), dtype=np.int32)
+        labels = {_LABEL: tfds.features.Tensor(shape=(), dtype=np.int32)}
+        if self._official.label_columns > 1:
+            labels[_SUPERCLASS] = tfds.features.Tensor(shape=(), dtype=np.int32)
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict({"image": image, "label": label}),
+            features=tfds.features.FeaturesDict({"image": image, **labels}),
             citation=self._official.facts.citation,
             disable_shuffling=True,  # the validation part is defined on the official order
         )
@@ -79,8 +82,10 @@ class JaxenergyImages(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for index, (image, label) in enumerate(zip(split.inputs, split.labels, strict=True)):
-            yield index, {"image": image, "label": label}
+        columns = split.labels.reshape(split.examples, -1)
+        names = (_LABEL, _SUPERCLASS)[: columns.shape[1]]
+        for index, (image, labels) in enumerate(zip(split.inputs, columns, strict=True)):
+            yield index, {"image": image, **dict(zip(names, labels, strict=True))}
 
 
 def load_with_tfds(
@@ -217,18 +222,20 @@ def _read_part(builder: tfds.core.DatasetBuilder, part: str, official: Official)
     if shape != official.shape or len(source) > most:  # before memory is taken for what is said
         raise ValueError(f"{part}: {len(source)} images of {shape}, not {most} of {official.shape}")
     images = np.empty((len(source), *shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
+    # What an earlier version of this module has prepared has no super-classes.
+    names = [_LABEL, *(name for name in (_SUPERCLASS,) if name in builder.info.features)]
+    labels = np.empty((len(source), len(names)), np.int32)
     ids = []
     for start in range(0, len(source), 1000):  # reading one by one takes twice the time
         indices = range(start, min(start + 1000, len(source)))
         for index, example in zip(indices, source.__getitems__(list(indices)), strict=True):
-            images[index], labels[index] = example["image"], example["label"]
+            images[index], labels[index] = example["image"], [example[name] for name in names]
             if "id" in example:
                 ids.append(example["id"])
     if ids:
         order = np.argsort(np.array(ids))
         images, labels = images[order], labels[order]
-    return Split(images, labels)
+    return Split(images, labels if len(names) > 1 else labels[:, 0].copy())
 
 
 def _require_connection(url: str) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxenergy.units import format_duration_s, format_si
+from jaxenergy.units import format_accuracy, format_duration_s, format_si
 
 PROVENANCE_WORDS = {
     "measured": ("measured by hardware counters", "green"),
@@ -69,7 +69,7 @@ def _outcome_table(summary: Mapping[str, Any]) -> Table:
     row("status", f"{status}: {why}" if why else status)
     for name, key in (("test accuracy", "test_accuracy"), ("validation", "validation_accuracy")):
         if final[key] is not None:
-            row(name, f"{final[key]:.2%}")
+            row(name, format_accuracy(final[key], final.get(f"{key}_by_task")))
     for split in ("test", "validation"):
         if final.get(f"{split}_return") is not None:
             row(f"{split} return", f"{final[f'{split}_return']:.2f}")

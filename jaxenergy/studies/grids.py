@@ -7,10 +7,12 @@ full    CIFAR-10 where there is --data_dir, else digits; ten seeds; what a paper
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxenergy.config import RunConfig
+from jaxenergy.data.tasks import readings_of, single_task_names, task_names
 from jaxenergy.errors import unknown_value
 
 BUDGETS = ("smoke", "small", "gpu", "full")
@@ -104,6 +106,8 @@ class Scale:
         target: the validation accuracy to reach.
         setups: model, depth, width and batch size of set-ups of different families.
         setup_updates: of a run of one of them.
+        widths: of the study `compute`.
+        computations: the same, in floating point operations of a training.
         cifar10: further ones on a part of CIFAR-10.
     """
 
@@ -128,6 +132,8 @@ class Scale:
     target: float
     setups: Sequence[tuple[str, int, int, int]]
     setup_updates: int
+    widths: Sequence[int]
+    computations: Sequence[float]
     cifar10: Sequence[tuple[str, int, int, int]] = ()
 
 
@@ -154,6 +160,8 @@ SCALES = {
         target=0.5,
         setups=(("mlp", 2, 16, 64), ("mixer", 2, 16, 64)),
         setup_updates=32,
+        widths=(16, 32),
+        computations=(5e8, 2e9),
     ),
     "small": Scale(
         seeds=4,
@@ -185,6 +193,8 @@ SCALES = {
             ("vit", 2, 64, 64),
         ),
         setup_updates=120,
+        widths=(16, 32, 64),
+        computations=(1.5e10, 4.5e10, 1.35e11),
         cifar10=(("cnn", 4, 8, 64), ("mlp", 2, 256, 128)),
     ),
     "gpu": Scale(
@@ -218,6 +228,8 @@ SCALES = {
             ("mixer", 4, 128, 512),
         ),
         setup_updates=1_000,
+        widths=(64, 128, 256),
+        computations=(1e12, 3e12, 9e12),
     ),
     "full": Scale(
         seeds=10,
@@ -254,6 +266,8 @@ SCALES = {
             ("mixer", 6, 128, 128),
         ),
         setup_updates=2_000,
+        widths=(64, 128, 256, 512),
+        computations=(1e12, 3e12, 9e12),
     ),
 }
 
@@ -398,6 +412,92 @@ def tradeoff(context: Context) -> list[RunConfig]:
         for updates in context.scale.short_lengths
     ]
     return unique([*short, *iterations(context), *depth(context)])
+
+
+# Several tasks -----------------------------------------------------------------------------------
+
+_TASKS = "digits:tasks=class+parity"
+_DIGITS_TARGET = 0.97
+
+
+def multitask(context: Context) -> list[RunConfig]:
+    """A network of all tasks and one of each, at several learning rates, until the accuracy."""
+    dataset, to_target = _several_tasks(context), _to_target(context)
+    if dataset.startswith("digits") and context.budget != "smoke":
+        to_target["target_accuracy"] = _DIGITS_TARGET
+    return unique(
+        context.run(dataset=name, learning_rate=rate, seed=seed, **to_target)
+        for seed in context.seeded(context.scale.target_seeds)
+        for name in (dataset, *single_task_names(dataset))
+        for rate in context.scale.sgd_rates
+    )
+
+
+def _several_tasks(context: Context) -> str:
+    """The data set of several tasks: the one asked for, all tasks of that, or the digits'."""
+    asked = context.dataset or ""
+    if len(task_names(asked)) > 1:
+        return asked
+    name, _, options = asked.partition(":")
+    readings = readings_of(name)
+    if len(readings) < 2 or "tasks=" in options or "classes=" in options:
+        return _TASKS
+    return f"{name}:" + ",".join(filter(None, (options, f"tasks={'+'.join(readings)}")))
+
+
+# Equal computation -------------------------------------------------------------------------------
+
+_TEXT = "stdlib:length=64"
+_LONG_TEXT = f"{_TEXT},characters=8000000"  # all of it, for longer trainings
+_TEXT_BATCH = 16
+_IMAGE_WIDTHS = 8  # times those of a transformer make as long trainings of a perceptron
+# Operations of norms, softmax and the like per feature of a block and character, as XLA counts.
+_ELEMENTWISE = 215
+
+
+def compute(context: Context) -> list[RunConfig]:
+    """Widths and numbers of updates of equal computation: a transformer on text.
+
+    With an image set it is a perceptron on images. Loss is looked at at the end alone.
+    """
+    own = _LONG_TEXT if context.budget in ("gpu", "full") else _TEXT
+    dataset = context.dataset or own
+    settings: dict[str, Any] = {"depth": 2, "dataset": dataset, "schedule": "cosine"}
+    if dataset.partition(":")[0] in ("stdlib", "text"):
+        settings |= {"model": "transformer_lm", "batch_size": _TEXT_BATCH}
+        settings |= {"optimizer": "adam", "learning_rate": 0.003}
+        widths = context.scale.widths
+    else:
+        widths = [_IMAGE_WIDTHS * width for width in context.scale.widths]
+    runs = []
+    for seed in context.seeded():
+        for computation in context.scale.computations:
+            for width in widths:
+                shape = context.run(width=width, seed=seed, **settings)
+                updates = max(1, round(computation / count_flops(shape)))
+                runs.append(dataclasses.replace(shape, updates=updates, eval_every=updates))
+    return unique(runs)
+
+
+def count_flops(config: RunConfig, kinds: int = 96) -> float:
+    """Floating point operations of an update of a perceptron or of a transformer on characters.
+
+    Backward passes take twice those of forward ones, but for the gradient by the images.
+
+    Args:
+        config: the run; its depth and width are given.
+        kinds: of characters, or classes.
+    """
+    depth, width = config.depth or 1, config.width or 1
+    if config.model == "transformer_lm":
+        given = re.search(r"length=(\d+)", config.dataset)
+        length = int(given[1]) if given else 128  # which is the text sets' own
+        block = 24 * width**2 + 4 * length * width
+        each = 3 * (depth * block + 2 * width * kinds) + _ELEMENTWISE * depth * width
+        return float(config.batch_size * length * each)
+    inputs = _inputs(config.dataset) * width
+    products = inputs + (depth - 1) * width**2 + 10 * width
+    return float(2 * config.batch_size * (3 * products - inputs))
 
 
 def unique(configs: Iterable[RunConfig]) -> list[RunConfig]:

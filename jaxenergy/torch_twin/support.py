@@ -36,6 +36,11 @@ def check_has_twin(program: Program) -> None:
         raise UsageError(
             "--trainable has no twin in PyTorch: only trainings of all layers have. Leave it out."
         )
+    if program.multitask is not None:
+        raise UsageError(
+            f"--dataset={program.dataset.name} has several tasks, which have no twin in PyTorch."
+            " Give a set of one task."
+        )
     if program.augment:
         raise UsageError(
             "--augment has no twin in PyTorch: no two frameworks draw the same random numbers."

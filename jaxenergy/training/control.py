@@ -161,6 +161,8 @@ def _check_settings(config: RunConfig, task: ControlTask) -> None:
         ("augment", config.augment, "false"),
         ("init_from", config.init_from, "none"),
         ("trainable", config.trainable != "all" and config.trainable, "all"),
+        ("task_weights", config.task_weights, "none"),
+        ("task_sampling", config.task_sampling != "examples" and config.task_sampling, "examples"),
     ):
         if given:
             raise UsageError(f"--{name}={given} is not possible {on}.\nAllowed: {allowed}.")

@@ -319,10 +319,11 @@ class Loop:
 
 def evaluation_record(
     plan: Timetable, evaluation: Evaluation | ReturnEvaluation, split: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """An evaluation as the records have it: accuracy, loss and, for text, bits per character.
 
-    Of a control task it is the return alone.
+    Of a control task it is the return alone. Where there are several tasks accuracy and loss are
+    means, and each task's own stand beside.
 
     Args:
         plan: what is run.
@@ -331,7 +332,14 @@ def evaluation_record(
     """
     if isinstance(evaluation, ReturnEvaluation):
         return {f"{split}_return": evaluation.mean_return}
-    record = {f"{split}_accuracy": evaluation.accuracy, f"{split}_loss": evaluation.loss}
+    record: dict[str, Any] = {
+        f"{split}_accuracy": evaluation.accuracy,
+        f"{split}_loss": evaluation.loss,
+    }
+    if evaluation.by_task:
+        tasks = evaluation.by_task.items()
+        record[f"{split}_accuracy_by_task"] = {name: one.accuracy for name, one in tasks}
+        record[f"{split}_loss_by_task"] = {name: one.loss for name, one in tasks}
     if plan.tokens_per_example is not None:
         record[f"{split}_bits_per_character"] = evaluation.bits
     return record

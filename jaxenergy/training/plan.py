@@ -15,6 +15,7 @@ from jaxenergy import models, optimizers
 from jaxenergy.arguments import split_arguments
 from jaxenergy.config import RunConfig
 from jaxenergy.data import Dataset
+from jaxenergy.data.multitask import build_multitask
 from jaxenergy.errors import UsageError
 from jaxenergy.models.forms import forms_of
 from jaxenergy.training.initial import Initial, check_trainable, frozen_entries
@@ -106,6 +107,11 @@ class Plan(Timetable):
             "trained_parameters": self.trained_parameters,
             **({"init_from": dict(self.initial.facts)} if self.initial else {}),
             "forms": list(self.forms),
+            **(
+                {"tasks": {task.name: task.classes for task in self.dataset.tasks}}
+                if self.dataset.tasks
+                else {}
+            ),
             "dataset": {
                 "source": self.dataset.source,
                 "digest": self.dataset.digest,
@@ -149,6 +155,7 @@ def make_plan(
         epochs = _DEFAULT_EPOCHS if config.epochs is None else config.epochs
         total_updates = max(1, round(epochs * examples / config.batch_size))
     check_trainable(config.trainable)
+    multitask = build_multitask(dataset, config.task_weights, config.task_sampling)
     if config.augment and dataset.tokens_per_example is not None:
         raise UsageError(
             f"--augment is for images; --dataset={config.dataset} has sequences of tokens."
@@ -184,6 +191,7 @@ def make_plan(
         augment=config.augment,
         unroll_accumulation=platform == "cpu" and not model.dot_only,
         frozen=frozen_entries(model, config.trainable),
+        multitask=multitask,
     )
     state = jax.eval_shape(make_init(program), jax.random.key(0))
     initial = None if read_initial is None else read_initial(model)

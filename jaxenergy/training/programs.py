@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax import monitoring
 
 from jaxenergy import runtime
+from jaxenergy.data.dataset import UNLABELLED
 from jaxenergy.models import MODELS, Model
 from jaxenergy.models.forms import LOOPING_FORMS
 from jaxenergy.training.plan import Plan, updates_per_call
@@ -42,10 +43,13 @@ class Evaluation:
         accuracy: the share of predictions that are right, 0 to 1; NaN where the network's output is
             not finite.
         loss: the mean cross-entropy of a prediction, in nats; NaN likewise.
+        by_task: the same of each task by name, where there are several; accuracy and loss are their
+            means then. Empty where the output is not finite.
     """
 
     accuracy: float
     loss: float
+    by_task: Mapping[str, "Evaluation"] = dataclasses.field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
@@ -141,12 +145,30 @@ class Programs:
             batches.append(self.evaluate[split](state, arrays, np.int32(start)))
             if len(batches) > 1:
                 jax.block_until_ready(batches[-2])  # one batch ahead, so that a stop is heard
-        correct = [int(batch.correct) for batch in batches]
-        if min(correct) < 0:
+        if min(int(np.min(batch.correct)) for batch in batches) < 0:
             return Evaluation(math.nan, math.nan)
+        if self.plan.dataset.tasks:
+            return self._evaluation_of_tasks(batches, split)
+        correct = [int(batch.correct) for batch in batches]
         predictions = arrays.labels.size
         loss = math.fsum(float(batch.loss) for batch in batches) / predictions
         return Evaluation(sum(correct) / predictions, loss)
+
+    def _evaluation_of_tasks(self, batches: Sequence[EvaluationCounts], split: str) -> Evaluation:
+        """Each task by the examples that have a label of it, and the mean of the tasks."""
+        dataset = self.plan.dataset
+        labels = getattr(dataset, split).labels
+        by_task = {}
+        for column, task in enumerate(dataset.tasks):
+            count = int(np.sum(labels[:, column] != UNLABELLED))
+            correct = sum(int(batch.correct[column]) for batch in batches)
+            loss = math.fsum(float(batch.loss[column]) for batch in batches)
+            by_task[task.name] = Evaluation(correct / count, loss / count)
+        accuracy, loss = (
+            math.fsum(values) / len(by_task)
+            for values in zip(*((one.accuracy, one.loss) for one in by_task.values()), strict=True)
+        )
+        return Evaluation(accuracy, loss, by_task)
 
 
 def transfer(plan: Plan) -> dict[str, DeviceSplit]:
@@ -179,7 +201,8 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
     with count_cache_events() as events:
         initial = None if plan.initial is None else jax.device_put(plan.initial.variables)
         compiled_init = jax.jit(make_init(plan.program)).lower(order_key, initial).compile()
-        order = jax.jit(make_orders(examples)).lower(order_key, np.int32(0)).compile()
+        make_order = make_orders(examples, plan.program.multitask)
+        order = jax.jit(make_order).lower(order_key, np.int32(0)).compile()
         state = jax.eval_shape(make_init(plan.program), order_key)
         orders = jax.ShapeDtypeStruct((2, examples), jnp.int32)
         arguments = (state, splits["train"], orders)

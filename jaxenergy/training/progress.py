@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxenergy.training.loop import Account
-from jaxenergy.units import format_duration_s, format_si
+from jaxenergy.units import format_accuracy, format_duration_s, format_si
 
 _REDRAW_S = 1.0
 
@@ -95,8 +95,10 @@ class ConsoleObserver(SilentObserver):
         """Remembers what was found for the bar, or prints the evaluation as a line."""
         of_task = metrics.get("validation_return")
         if of_task is None:
-            self._found = f"{metrics['validation_accuracy']:.1%}"
-            told = f"validation accuracy {metrics['validation_accuracy']:.2%}"
+            accuracy = metrics["validation_accuracy"]
+            self._found = f"{accuracy:.1%}"
+            by_task = metrics.get("validation_accuracy_by_task")
+            told = f"validation accuracy {format_accuracy(accuracy, by_task)}"
         else:
             self._found = f"return {of_task:.1f}"
             told = f"validation return {of_task:.2f}"

@@ -288,7 +288,8 @@ def make_cases(plan: Plan) -> dict[str, "Case"]:
     train = plan.dataset.train
     split = DeviceSplit(jnp.asarray(train.inputs), jnp.asarray(train.labels))
     state_key, order_key = jax.random.split(jax.random.key(plan.config.seed))
-    orders = jax.jit(make_orders(len(train.labels)))(order_key, np.int32(0))
+    make_order = make_orders(len(train.labels), program.multitask)
+    orders = jax.jit(make_order)(order_key, np.int32(0))
     new_state = jax.jit(make_init(program))
     lowered = jax.jit(make_updates(program, 1)).lower(new_state(state_key), split, orders)
     options = compiler_options(program.model, lowered, jax.default_backend())

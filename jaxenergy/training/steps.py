@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxenergy.data import Dataset, pipeline
+from jaxenergy.data.multitask import Multitask, balanced_orders
 from jaxenergy.models import Model
 from jaxenergy.optimizers import Optimizer
 
@@ -40,7 +41,10 @@ class TrainState(NamedTuple):
 
 
 class DeviceSplit(NamedTuple):
-    """A split on the device: uint8 [n, h, w, c] and int32 [n], or for tokens both [n, length]."""
+    """A split on the device: uint8 [n, h, w, c] and int32 [n], or for tokens both [n, length].
+
+    Where there are several tasks, labels are int32 [n, tasks].
+    """
 
     inputs: jax.Array
     labels: jax.Array
@@ -61,6 +65,7 @@ class Program:
             convolution inside a rolled loop is slow on the CPU.
         frozen: top-level entries of the parameters that stay as they are: no gradient is computed
             for them, and the optimizer keeps no state of them.
+        multitask: how several tasks are learned; None where there is one.
     """
 
     model: Model
@@ -71,6 +76,7 @@ class Program:
     augment: bool = False
     unroll_accumulation: bool = False
     frozen: frozenset[str] = frozenset()
+    multitask: Multitask | None = None
 
     def trained(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
         """The part of the parameters that an update changes."""
@@ -106,11 +112,17 @@ def make_init(program: Program) -> Callable[..., TrainState]:
     return init
 
 
-def make_orders(examples: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def make_orders(
+    examples: int, multitask: Multitask | None = None
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Makes the function from a PRNG key and an epoch to the orders of it and of the next.
 
-    The orders are int32 [2, examples]: permutations that follow from the key and the epoch alone.
+    The orders are int32 [2, examples], which follow from the key and the epoch alone: permutations,
+    or with `multitask.groups` draws from all tasks in equal number.
     """
+    if multitask is not None and multitask.groups:
+        groups = multitask.groups
+        return lambda key, epoch: balanced_orders(key, epoch, 2, groups)
     return lambda key, epoch: pipeline.epoch_orders(key, epoch, 2, examples)
 
 
@@ -215,7 +227,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: uint8 [batch, h, w, c] or [batch, length], as stored.
-        labels: int32 [batch] or [batch, length].
+        labels: int32 [batch], [batch, tasks] or [batch, length].
         key: PRNG key of what is random in the update.
     """
 
@@ -231,6 +243,8 @@ def make_take_batch(program: Program) -> Callable[[TrainState, DeviceSplit, jax.
         inputs, labels = pipeline.take_batch(
             split.inputs, split.labels, orders, state.position, program.batch_size
         )
+        if program.multitask is not None:
+            labels = program.multitask.labels_of(labels, state.update)
         return Batch(inputs, labels, jax.random.fold_in(state.key, state.update))
 
     return take_batch
@@ -334,7 +348,10 @@ def _make_prepared_loss(program: Program) -> Callable:
             train=True,
             key=dropout_key,
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        if program.multitask is not None:
+            losses = program.multitask.losses(logits, labels)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.mean(losses), batch_stats
 
     return loss_fn
@@ -402,6 +419,8 @@ class EvaluationCounts(NamedTuple):
         correct: predictions that are right, int32 scalar; -1 where the network's output is not
             finite, since parameters can be spoilt by the very last update, after the last loss.
         loss: the sum of the losses of all predictions, float32 scalar.
+
+    Where there are several tasks, both are of shape [tasks].
     """
 
     correct: jax.Array
@@ -420,7 +439,7 @@ def make_evaluate(
 
     Returns:
         A function of the state, the split and the batch's first index (int32 scalar) that gives
-        the counts. An image is one prediction, a sequence as many as it has tokens.
+        the counts. An image is one prediction a task, a sequence as many as it has tokens.
     """
 
     def evaluate(state: TrainState, split: DeviceSplit, start: jax.Array) -> EvaluationCounts:
@@ -436,11 +455,19 @@ def make_evaluate(
         logits = logits.astype(jnp.float32)
         is_new = first + jnp.arange(batch_size) >= start
         is_new = is_new.reshape(-1, *(1,) * (labels.ndim - 1))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & is_new)
+        if program.multitask is not None:
+            axis, losses = 0, program.multitask.cross_entropies(logits, labels)
+            predicted = program.multitask.predict(logits)
+        else:
+            axis, losses = (
+                None,
+                optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+            )
+            predicted = jnp.argmax(logits, axis=-1)
+        correct = jnp.sum((predicted == labels) & is_new, axis=axis)
         return EvaluationCounts(
             correct=jnp.where(jnp.all(jnp.isfinite(logits)), correct, -1),
-            loss=jnp.sum(jnp.where(is_new, losses, 0.0)),
+            loss=jnp.sum(jnp.where(is_new, losses, 0.0), axis=axis),
         )
 
     return evaluate
