@@ -10,16 +10,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxenergy import models
 from jaxenergy.config import RunConfig
 from jaxenergy.data.tasks import task_names
 from jaxenergy.errors import RunError
-from jaxenergy.studies import BUDGETS, STUDIES, Context, Table, gate_of, grids, judge, to_json
-from jaxenergy.studies.core import REFUTED, SUPPORTED, UNDECIDED, VERDICTS, VOID
+from jaxenergy.studies import (
+    BUDGETS,
+    STUDIES,
+    Context,
+    Table,
+    gate_of,
+    grids,
+    judge,
+    patterns,
+    to_json,
+)
+from jaxenergy.studies.core import (
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    VERDICTS,
+    VOID,
+    TooLittleData,
+)
 from jaxenergy.studies.findings import render_findings
 from jaxenergy.studies.inference_probe import FLOAT32, HALF, measure_networks, rows_of
 from jaxenergy.studies.instrument import IDLE, RANDOM, SQUARE, ZEROS
 from jaxenergy.studies.running import all_runs
-from jaxenergy.studies.table import Row
+from jaxenergy.studies.table import Row, target_of
 
 positive = st.floats(1e-6, 1e6)
 accuracies = st.floats(0.0, 1.0)
@@ -220,6 +238,35 @@ def test_designs(budget):
         together = all_runs(designed)
         assert len(together) < sum(map(len, designed.values()))
         assert len(together) <= {"smoke": 32, "small": 420, "gpu": 420, "full": 1800}[budget]
+
+
+@pytest.mark.parametrize("dataset", ["stdlib", "cartpole", "acrobot"])
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: f"budget {budget}")
+def test_designs_of_texts_and_control_tasks_have_networks_for_them(budget, dataset):
+    context = Context(budget, dataset=dataset)
+    runs = all_runs({name: STUDIES[name].design(context) for name in STUDIES})
+    (target,) = {run.target for run in runs} - {None}
+    is_text = dataset == "stdlib"
+    assert target is not None
+    assert target.measure == ("bits_per_character" if is_text else "return")
+    shape, outputs = ((128,), 200) if is_text else ((1, 1, 4), 3)
+    for family, depth, width in {(run.model, run.depth, run.width) for run in runs}:
+        assert is_text or family == "mlp"
+        models.build(family, depth=depth, width=width, input_shape=shape, classes=outputs)
+    assert is_text or all(512 % run.batch_size == 0 for run in runs)
+
+
+def test_a_target_is_told_and_compared_by_what_it_is():
+    rows = [
+        {"state": "completed", "target.return": 195.0, "config.seed": seed} for seed in range(3)
+    ]
+    rows.append({"state": "completed", "target.bits_per_character": 3.5, "config.seed": 0})
+    table = Table(rows).with_target()
+    assert [row["target.return"] for row in table.rows] == [195.0] * 3
+    words = [patterns.target_words(target_of(row)) for row in rows[2:]]
+    assert words == ["to a validation return of 195", "to 3.5 bits per character"]
+    with pytest.raises(TooLittleData, match="have a return"):
+        patterns.need_accuracies(Table([{**rows[0], "final.validation_return": 12.0}]))
 
 
 def test_designs_meet_their_own_minimum():

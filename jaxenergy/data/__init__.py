@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from jaxenergy.arguments import COUNT, Argument, read_arguments, split_arguments
 from jaxenergy.data.control import TASKS, ControlTask, load_task
@@ -41,6 +42,7 @@ __all__ = [
     "Task",
     "build_dataset",
     "is_control",
+    "kind_of",
     "load",
     "load_task",
 ]
@@ -75,6 +77,15 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
 def is_control(name: str) -> bool:
     """Whether a name of `DATASETS` is that of an environment, which `load_task` loads."""
     return name.partition(":")[0] in TASKS
+
+
+def kind_of(name: str) -> Literal["image", "text", "control"]:
+    """What a name of `DATASETS` gives to learn from: images, sequences of tokens, or a task."""
+    key, _, options = name.partition(":")
+    first = options.partition(",")[0]
+    if key in ("stdlib", "text") or (key == "synthetic" and first.isdecimal()):
+        return "text"
+    return "control" if is_control(name) else "image"
 
 
 Loader = Callable[[str, Path | None], Dataset]

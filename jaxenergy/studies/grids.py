@@ -4,6 +4,9 @@ smoke   seconds a study: whether everything works; too little data for any verdi
 small   digits (and a part of CIFAR-10 where there is --data_dir) on two CPU cores, within an hour
     gpu     as small, with networks that keep a card busy for seconds, and data as in full
 full    CIFAR-10 where there is --data_dir, else digits; ten seeds; what a paper would use
+
+With --dataset naming a text or a control task, the base network, what is to be reached and the
+sizes are those of `_ON_TEXT` and `_ON_CONTROL`.
 """
 
 import dataclasses
@@ -12,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxenergy.config import RunConfig
+from jaxenergy.data import kind_of
 from jaxenergy.data.tasks import readings_of, single_task_names, task_names
-from jaxenergy.errors import unknown_value
+from jaxenergy.errors import UsageError, unknown_value
 
 BUDGETS = ("smoke", "small", "gpu", "full")
 
@@ -42,8 +46,15 @@ class Context:
 
     @property
     def scale(self) -> "Scale":
-        """The sizes of this budget."""
-        return SCALES[self.budget]
+        """The sizes of this budget, for the kind of data set that runs have."""
+        scale, kind = SCALES[self.budget], kind_of(self.main_dataset)
+        if kind == "text":
+            return dataclasses.replace(scale, **_ON_TEXT[self.budget])
+        if kind == "control":
+            task = self.main_dataset.partition(":")[0]
+            target = _RETURNS[task][self.budget]
+            return dataclasses.replace(scale, **_ON_CONTROL[self.budget], target=target)
+        return scale
 
     @property
     def main_dataset(self) -> str:
@@ -56,7 +67,7 @@ class Context:
         """A run of this budget: the base network, with some settings of its own."""
         scale = self.scale
         base: dict[str, Any] = {
-            "model": "mlp",
+            "model": scale.model,
             "depth": scale.depth,
             "width": scale.width,
             "dataset": self.main_dataset,
@@ -66,6 +77,7 @@ class Context:
             "optimizer_args": "momentum=0.9",
             "learning_rate": scale.learning_rate,
             "schedule": "constant",
+            "clip_norm": scale.clip_norm,
             "idle_seconds": scale.idle_seconds,
             "checkpoint_every": "0",
             "quiet": True,
@@ -103,12 +115,17 @@ class Scale:
         examples: that a run of the grid sees at most.
         sgd_rates: learning rates to tune SGD by.
         adam_rates: learning rates to tune Adam by.
-        target: the validation accuracy to reach.
+        target: what is to be reached at validation, by `measure`.
         setups: model, depth, width and batch size of set-ups of different families.
         setup_updates: of a run of one of them.
         widths: of the study `compute`.
         computations: the same, in floating point operations of a training.
         cifar10: further ones on a part of CIFAR-10.
+        model: family of the base network.
+        measure: `accuracy`, `return` or `bits_per_character`.
+        clip_norm: bound on gradients of every run; None for none.
+        least_updates: that such a run may make, however few examples there are.
+        looks: evaluations of a run that is to reach the target, at most.
     """
 
     seeds: int
@@ -135,6 +152,11 @@ class Scale:
     widths: Sequence[int]
     computations: Sequence[float]
     cifar10: Sequence[tuple[str, int, int, int]] = ()
+    model: str = "mlp"
+    measure: str = "accuracy"
+    clip_norm: float | None = None
+    least_updates: int = 32
+    looks: int = 200
 
 
 SCALES = {
@@ -271,13 +293,154 @@ SCALES = {
     ),
 }
 
-_LOOKS = 200  # evaluations of a run that is to reach an accuracy, at most
+# What differs for texts: sequences are the examples, a transformer the base network.
+_ON_TEXT_BASE: dict[str, Any] = {
+    "model": "transformer_lm",
+    "measure": "bits_per_character",
+    "clip_norm": 1.0,
+}
+_ON_TEXT: dict[str, dict[str, Any]] = {
+    "smoke": _ON_TEXT_BASE
+    | {
+        "batch_size": 8,
+        "updates": 8,
+        "depths": (1, 2),
+        "lengths": (8, 16),
+        "short_lengths": (4,),
+        "batches": (8,),
+        "examples": 64,
+        "least_updates": 8,
+        "target": 7.5,
+        "looks": 4,
+        "setups": (("transformer_lm", 1, 16, 8), ("lstm", 1, 16, 8)),
+        "setup_updates": 8,
+    },
+    "small": _ON_TEXT_BASE
+    | {
+        "depth": 2,
+        "width": 64,
+        "batch_size": 16,
+        "updates": 60,
+        "learning_rate": 0.1,
+        "depths": (1, 2, 4),
+        "lengths": (40, 80, 160, 320),
+        "short_lengths": (5, 10, 20),
+        "rates": (0.003, 0.03, 0.1, 0.5),
+        "batches": (4, 8, 16, 32),
+        "examples": 6_400,
+        "sgd_rates": (0.03, 0.1, 0.3),
+        "adam_rates": (0.001, 0.003, 0.01),
+        "target": 3.5,
+        "looks": 40,
+        "setups": (
+            ("transformer_lm", 1, 64, 16),
+            ("transformer_lm", 2, 32, 16),
+            ("transformer_lm", 2, 64, 8),
+            ("transformer_lm", 4, 96, 8),
+            ("lstm", 1, 64, 16),
+            ("lstm", 1, 128, 8),
+            ("lstm", 2, 96, 16),
+        ),
+        "setup_updates": 40,
+    },
+    "gpu": _ON_TEXT_BASE
+    | {
+        "depth": 4,
+        "width": 256,
+        "batch_size": 64,
+        "batches": (16, 32, 64, 128),
+        "target": 2.0,
+        "looks": 100,
+        "sgd_rates": (0.03, 0.1, 0.3),
+        "adam_rates": (0.0003, 0.001, 0.003),
+        "setups": (
+            ("transformer_lm", 2, 128, 64),
+            ("transformer_lm", 4, 256, 64),
+            ("transformer_lm", 6, 384, 64),
+            ("transformer_lm", 8, 512, 32),
+            ("lstm", 1, 256, 64),
+            ("lstm", 1, 512, 64),
+            ("lstm", 2, 512, 64),
+            ("lstm", 2, 1024, 32),
+        ),
+    },
+    "full": _ON_TEXT_BASE
+    | {
+        "depth": 4,
+        "width": 128,
+        "batch_size": 64,
+        "batches": (8, 16, 32, 64, 128, 256),
+        "target": 2.0,
+        "looks": 100,
+        "sgd_rates": (0.01, 0.03, 0.1, 0.3),
+        "setups": (
+            ("transformer_lm", 2, 64, 64),
+            ("transformer_lm", 4, 128, 64),
+            ("transformer_lm", 6, 192, 64),
+            ("transformer_lm", 6, 384, 32),
+            ("transformer_lm", 8, 256, 32),
+            ("lstm", 1, 128, 64),
+            ("lstm", 1, 256, 64),
+            ("lstm", 2, 256, 64),
+            ("lstm", 2, 512, 32),
+        ),
+    },
+}
+
+# What differs for control tasks: batches that divide the 512 transitions of an iteration.
+_ON_CONTROL_BASE: dict[str, Any] = {
+    "measure": "return",
+    "clip_norm": 0.5,
+    "batches": (16, 64, 256, 512),
+}
+_ON_CONTROL: dict[str, dict[str, Any]] = {
+    "smoke": _ON_CONTROL_BASE
+    | {"batches": (64,), "setups": (("mlp", 1, 16, 64), ("mlp", 2, 16, 64)), "looks": 4},
+    "small": _ON_CONTROL_BASE
+    | {
+        "depth": 2,
+        "width": 64,
+        "updates": 800,
+        "learning_rate": 0.03,
+        "lengths": (400, 800, 1600, 3200),
+        "short_lengths": (80, 160),
+        "rates": (0.003, 0.01, 0.03, 0.1),
+        "examples": 400_000,
+        "sgd_rates": (0.01, 0.03, 0.1),
+        "adam_rates": (0.001, 0.003, 0.01),
+        "looks": 100,
+        "setups": (
+            ("mlp", 1, 32, 128),
+            ("mlp", 2, 64, 128),
+            ("mlp", 2, 256, 128),
+            ("mlp", 4, 64, 64),
+            ("mlp", 4, 256, 256),
+            ("mlp", 2, 512, 512),
+        ),
+        "setup_updates": 800,
+    },
+}
+for _budget in ("gpu", "full"):
+    _ON_CONTROL[_budget] = _ON_CONTROL["small"] | {"examples": 2_000_000, "looks": 200}
+# At which a task counts as solved in Gym's registry; less where there is no time for that.
+_RETURNS = {
+    "cartpole": {"smoke": 15.0, "small": 195.0, "gpu": 475.0, "full": 475.0},
+    "acrobot": {"smoke": -400.0, "small": -120.0, "gpu": -100.0, "full": -100.0},
+}
+
 _CIFAR10_PART = "cifar10:examples=5000"
 
 
 def _inputs(dataset: str) -> int:
     """The numbers of an example, for a multi-layer perceptron's count of parameters."""
-    return {"digits": 64, "mnist": 784, "fashion_mnist": 784}.get(dataset.partition(":")[0], 3072)
+    key = dataset.partition(":")[0]
+    known = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cartpole": 4, "acrobot": 6}
+    return known.get(key, 3072)
+
+
+def _outputs(dataset: str) -> int:
+    """A perceptron's outputs: classes, or the actions of a task and its value."""
+    return {"cartpole": 3, "acrobot": 4}.get(dataset.partition(":")[0], 10)
 
 
 def count_parameters(depth: int, width: int, inputs: int, classes: int = 10) -> int:
@@ -285,21 +448,28 @@ def count_parameters(depth: int, width: int, inputs: int, classes: int = 10) -> 
     return (inputs + 1) * width + (depth - 1) * (width + 1) * width + (width + 1) * classes
 
 
-def width_for(depth: int, parameters: int, inputs: int) -> int:
+def width_for(depth: int, parameters: int, inputs: int, classes: int = 10) -> int:
     """The width at which a perceptron of a depth comes closest to a number of parameters."""
     low, high = 1, 1
-    while count_parameters(depth, high, inputs) < parameters:
+    while count_parameters(depth, high, inputs, classes) < parameters:
         low, high = high, 2 * high
     candidates = range(low, high + 1)
-    return min(candidates, key=lambda w: abs(count_parameters(depth, w, inputs) - parameters))
+    return min(
+        candidates, key=lambda w: abs(count_parameters(depth, w, inputs, classes) - parameters)
+    )
 
 
 def depth(context: Context) -> list[RunConfig]:
-    """Perceptrons of several depths, at the base width and at the base's number of parameters."""
-    scale, inputs = context.scale, _inputs(context.main_dataset)
-    parameters = count_parameters(scale.depth, scale.width, inputs)
+    """Perceptrons of several depths, at the base width and at the base's number of parameters.
+
+    Transformers only at the base width: their widths go by heads, too coarse for the second.
+    """
+    scale = context.scale
     shapes = [(d, scale.width) for d in scale.depths]
-    shapes += [(d, width_for(d, parameters, inputs)) for d in scale.depths]
+    if scale.model == "mlp":
+        sides = _inputs(context.main_dataset), _outputs(context.main_dataset)
+        parameters = count_parameters(scale.depth, scale.width, *sides)
+        shapes += [(d, width_for(d, parameters, *sides)) for d in scale.depths]
     return unique(
         context.run(depth=d, width=w, seed=seed) for seed in context.seeded() for d, w in shapes
     )
@@ -333,11 +503,11 @@ def _to_target(context: Context) -> dict[str, Any]:
 
 def _until_accuracy(context: Context, batch_size: int) -> dict[str, Any]:
     """A run that ends at the accuracy, which is looked at often enough to see when that is."""
-    most = max(32, context.scale.examples // batch_size)
+    most = max(context.scale.least_updates, context.scale.examples // batch_size)
     return {
         "updates": most,
-        "eval_every": max(1, most // _LOOKS),
-        "target_accuracy": context.scale.target,
+        "eval_every": max(1, most // context.scale.looks),
+        f"target_{context.scale.measure}": context.scale.target,
     }
 
 
@@ -421,7 +591,16 @@ _DIGITS_TARGET = 0.97
 
 
 def multitask(context: Context) -> list[RunConfig]:
-    """A network of all tasks and one of each, at several learning rates, until the accuracy."""
+    """A network of all tasks and one of each, at several learning rates, until the accuracy.
+
+    Raises:
+        UsageError: the data set is no image set, whose classes have several readings.
+    """
+    if kind_of(context.main_dataset) != "image":
+        raise UsageError(
+            f"--dataset={context.main_dataset}: the study multitask reads classes in several ways."
+            "\nAllowed: image sets."
+        )
     dataset, to_target = _several_tasks(context), _to_target(context)
     if dataset.startswith("digits") and context.budget != "smoke":
         to_target["target_accuracy"] = _DIGITS_TARGET
@@ -459,7 +638,15 @@ def compute(context: Context) -> list[RunConfig]:
     """Widths and numbers of updates of equal computation: a transformer on text.
 
     With an image set it is a perceptron on images. Loss is looked at at the end alone.
+
+    Raises:
+        UsageError: the data set is a control task.
     """
+    if kind_of(context.main_dataset) == "control":
+        raise UsageError(
+            f"--dataset={context.main_dataset}: the study compute looks at the loss, which tells no "
+            "progress on a control task.\nAllowed: data sets of images or text."
+        )
     own = _LONG_TEXT if context.budget in ("gpu", "full") else _TEXT
     dataset = context.dataset or own
     settings: dict[str, Any] = {"depth": 2, "dataset": dataset, "schedule": "cosine"}

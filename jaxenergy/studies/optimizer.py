@@ -13,6 +13,7 @@ from jaxenergy.studies.inference import MARGIN, mean_of, p_outside, p_within
 from jaxenergy.studies.patterns import (
     more,
     need,
+    need_accuracies,
     need_shape,
     per_update_blocks,
     to_accuracy_blocks,
@@ -95,6 +96,7 @@ def test_interaction(table: Table, quantity: Quantity) -> Finding:
 def test_accuracy(table: Table, quantity: Quantity) -> Finding:
     """Test accuracy of Adam less that of SGD, each at the rate of the best validation accuracy."""
     table = _pair(table)
+    need_accuracies(table)
     cells = table.settings("optimizer", "learning_rate")
     validation = blocks(table.seeds, cells, table.numbers("final.validation_accuracy"))
     test = blocks(table.seeds, cells, table.numbers("final.test_accuracy"))

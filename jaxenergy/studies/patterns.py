@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxenergy.config import Target
 from jaxenergy.stats import Estimate
 from jaxenergy.studies import inference
 from jaxenergy.studies.core import Finding, TooLittleData
-from jaxenergy.studies.table import Blocks, Quantity, Table, blocks, restrict
+from jaxenergy.studies.table import Blocks, Quantity, Table, blocks, restrict, target_of
 
 MIN_SEEDS = 3
 
@@ -46,7 +47,7 @@ def to_accuracy_blocks(table: Table, quantity: Quantity, *names: str) -> tuple[B
         TooLittleData: no run had a target, or fewer than a third reached it.
     """
     table = table.with_target()
-    need(len(table) > 0, "no run had an accuracy to reach (--target_accuracy)")
+    need(len(table) > 0, "no run had an accuracy, or the like, to reach (--target_accuracy)")
     cost, reached = table.to_accuracy(quantity)
     need(
         3 * int(reached.sum()) >= len(reached),
@@ -54,13 +55,35 @@ def to_accuracy_blocks(table: Table, quantity: Quantity, *names: str) -> tuple[B
     )
     need(bool(np.all(cost > 0)), "a cost to the accuracy is not known")
     values, horizon = restrict(cost, reached)
-    why = f"to {100 * table.rows[0]['target.accuracy']:g} % validation accuracy"
+    why = target_words(target_of(table.rows[0]))
     if math.isfinite(horizon):
         why += (
             f", unreached by {int((~reached).sum())} of {len(reached)} runs, which are censored: "
             f"costs are compared up to {horizon:.3g} {quantity.unit}"
         )
     return blocks(table.seeds, table.settings(*names), values), why
+
+
+def target_words(target: Target | None) -> str:
+    """What runs were to reach, in words."""
+    assert target is not None
+    if target.measure == "accuracy":
+        return f"to {100 * target.value:g} % validation accuracy"
+    if target.measure == "return":
+        return f"to a validation return of {target.value:g}"
+    return f"to {target.value:g} bits per character"
+
+
+def need_accuracies(table: Table) -> None:
+    """Refuses runs on control tasks, which are judged by a return and have no accuracy.
+
+    Raises:
+        TooLittleData: some run has a return.
+    """
+    need(
+        not np.isfinite(table.numbers("final.validation_return")).any(),
+        "it compares accuracies, and runs on a control task have none: they have a return",
+    )
 
 
 def _known(values: np.ndarray) -> np.ndarray:

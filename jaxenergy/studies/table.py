@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxenergy.config import MEASURES, Target
+
 Row = Mapping[str, Any]
 
 _PROVENANCES = ("measured", "simulated", "estimated", "none")  # from the strongest to the weakest
@@ -68,6 +70,12 @@ def has_diverged(row: Row) -> bool:
     )
 
 
+def target_of(row: Row) -> Target | None:
+    """What a run was to reach, or None."""
+    found = ((measure, row.get(f"target.{measure}")) for measure in MEASURES)
+    return next((Target(measure, value) for measure, value in found if value is not None), None)
+
+
 class Table:
     """Finished runs.
 
@@ -80,8 +88,7 @@ class Table:
         self.rows = [
             row
             for row in rows
-            if row.get("state") == "completed"
-            or (has_diverged(row) and row.get("target.accuracy") is not None)
+            if row.get("state") == "completed" or (has_diverged(row) and target_of(row) is not None)
         ]
         self._columns: dict[str, np.ndarray] = {}
 
@@ -159,14 +166,12 @@ class Table:
         return np.where([has_diverged(row) for row in self.rows], np.inf, cost), reached
 
     def with_target(self) -> "Table":
-        """The runs that had a target, of the accuracy that most of them had."""
-        found = Counter(
-            row["target.accuracy"] for row in self.rows if row.get("target.accuracy") is not None
-        )
+        """The runs that had a target, the one that most of them had."""
+        found = Counter(target for row in self.rows if (target := target_of(row)) is not None)
         if not found:
             return Table([])
-        (accuracy, _), *_ = found.most_common(1)
-        return self.where(lambda row: row.get("target.accuracy") == accuracy)
+        (common, _), *_ = found.most_common(1)
+        return self.where(lambda row: target_of(row) == common)
 
     def most_common(self, *names: str) -> "Table":
         """The runs of the combination of settings that occurs most, ties to the first in order."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import Finding, Statement, Study, TooLittleData
 from jaxenergy.studies.inference import mean_of, p_effect_above, p_effect_below
-from jaxenergy.studies.patterns import need_shape
+from jaxenergy.studies.patterns import need_accuracies, need_shape
 from jaxenergy.studies.per_update import SETUP
 from jaxenergy.studies.table import Blocks, Quantity, Table, blocks
 
@@ -32,6 +32,7 @@ class _Outcomes:
 
 
 def _outcomes(table: Table, quantity: Quantity) -> _Outcomes:
+    need_accuracies(table)
     cells = [" ".join(map(str, cell)) for cell in table.settings(*SETUP, "updates")]
     cost = table.of_training(quantity)
     cost = np.where(cost > 0, cost, np.nan)
