@@ -77,19 +77,20 @@ def run(name: str) -> int:
         raise unknown_value(POSITIONAL, name, ("all", *STUDIES))
     if given.from_csv and (given.machines or given.dry_run):
         raise UsageError("--from_csv takes the place of runs: no --machines, no --dry_run.")
+    context = Context(
+        given.budget,
+        data_dir=given.data_dir,
+        settings={
+            "meters": given.meters,
+            "powercap_root": given.powercap_root,
+            "out": given.out,
+        },
+        seeds=given.seeds,
+        dataset=None if given.from_csv else given.dataset,
+    )
     request = running.Request(
-        names=tuple(STUDIES) if name == "all" else (name,),
-        context=Context(
-            given.budget,
-            data_dir=given.data_dir,
-            settings={
-                "meters": given.meters,
-                "powercap_root": given.powercap_root,
-                "out": given.out,
-            },
-            seeds=given.seeds,
-            dataset=None if given.from_csv else given.dataset,
-        ),
+        names=running.possible(context, console.print) if name == "all" else (name,),
+        context=context,
         out=Path(given.out),
         meters=given.meters,
         powercap_root=given.powercap_root,

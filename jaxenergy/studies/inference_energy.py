@@ -14,6 +14,8 @@ import math
 import numpy as np
 
 from jaxenergy.config import RunConfig
+from jaxenergy.data import is_control
+from jaxenergy.errors import UsageError
 from jaxenergy.studies import inference
 from jaxenergy.studies.core import Finding, Statement, Study
 from jaxenergy.studies.grids import Context, unique
@@ -32,7 +34,16 @@ _PER_PREDICTION = {
 
 
 def design(context: Context) -> list[RunConfig]:
-    """The base run of each seed, which other studies have as well."""
+    """The base run of each seed, which other studies have as well.
+
+    Raises:
+        UsageError: the data set is a control task, which has no examples to predict.
+    """
+    if is_control(context.main_dataset):
+        raise UsageError(
+            f"--dataset={context.main_dataset}: the study inference predicts examples, and a "
+            "control task has none.\nAllowed: data sets of images or text."
+        )
     return unique(context.run(seed=seed) for seed in context.seeded())
 
 

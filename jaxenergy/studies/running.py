@@ -80,6 +80,26 @@ def designs(request: Request) -> dict[str, list[RunConfig]]:
     return {name: STUDIES[name].design(request.context) for name in request.names}
 
 
+def possible(context: Context, leave_out: Callable[[str], None]) -> tuple[str, ...]:
+    """The studies that have a design for a data set; `leave_out` is told of each other, and why.
+
+    Raises:
+        UsageError: none has.
+    """
+    names, refusal = [], None
+    for name in STUDIES:
+        try:
+            STUDIES[name].design(context)
+        except UsageError as error:
+            refusal = error
+            leave_out(f"{name} is left out: {str(error).splitlines()[0]}")
+        else:
+            names.append(name)
+    if refusal is not None and not names:
+        raise refusal
+    return tuple(names)
+
+
 def all_runs(designed: Mapping[str, Sequence[RunConfig]]) -> list[RunConfig]:
     """The runs of all studies, each once."""
     return list({config.id: config for runs in designed.values() for config in runs}.values())
