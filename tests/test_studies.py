@@ -247,7 +247,7 @@ def test_designs_of_texts_and_control_tasks_have_networks_for_them(budget, datas
     left_out: list[str] = []
     names = possible(context, left_out.append)
     assert {line.split()[0] for line in left_out} == set(STUDIES) - set(names)
-    assert set(STUDIES) - set(names) <= {"pretraining", "inference", "multitask"}
+    assert set(STUDIES) - set(names) <= {"pretraining", "inference", "multitask", "compute"}
     runs = all_runs({name: STUDIES[name].design(context) for name in names})
     (target,) = {run.target for run in runs} - {None}
     is_text = dataset == "stdlib"

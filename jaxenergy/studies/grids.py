@@ -644,8 +644,8 @@ def compute(context: Context) -> list[RunConfig]:
     """
     if kind_of(context.main_dataset) == "control":
         raise UsageError(
-            f"--dataset={context.main_dataset}: the study compute looks at the loss, which tells no "
-            "progress on a control task.\nAllowed: data sets of images or text."
+            f"--dataset={context.main_dataset}: the study compute looks at the loss, which "
+            "tells no progress on a control task.\nAllowed: data sets of images or text."
         )
     own = _LONG_TEXT if context.budget in ("gpu", "full") else _TEXT
     dataset = context.dataset or own
