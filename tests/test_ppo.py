@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -12,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxenergy import data, models, optimizers
 from jaxenergy.config import RunConfig
 from jaxenergy.errors import UsageError
-from jaxenergy.records import read_run
+from jaxenergy.records import read_run, read_runs
+from jaxenergy.report.terminal import print_summary
 from jaxenergy.training import session
 from jaxenergy.training.checkpoint import Checkpoints
 from jaxenergy.training.control import make_control_plan
@@ -355,3 +358,11 @@ def test_cartpole_is_learned_and_the_return_has_its_name_and_its_energy(tmp_path
     assert summary["examples"] == 128 * summary["updates"] == 128 * summary["iterations"]
     assert summary["compiled"]["flops_per_update"] is None
     assert "loops" in summary["compiled"]["why"]["flops_per_update"]
+    (row,) = read_runs(result.path)
+    assert row["target.return"] == 150.0
+    assert row["final.test_return"] == summary["final"]["test_return"]
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(summary, "folder", console)
+    assert "to a return of 150" in console.file.getvalue()
+    assert "test return" in console.file.getvalue()
+    assert "accuracy" not in console.file.getvalue()
