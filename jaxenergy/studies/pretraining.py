@@ -194,6 +194,8 @@ def _break_even(
     ratio = float(pretraining.mean() / saving.mean()) if saving.mean() > 0 else math.inf
     if math.isfinite(high):
         return ratio, (low, high), "break-even after so many reuses"
+    if low == 0:
+        return ratio, (low, high), "break-even after any number of reuses fits these data"
     if math.isfinite(low):
         return ratio, (low, high), f"break-even after {low:.3g} reuses or more, without upper bound"
     return ratio, (low, high), "no break-even: nothing is saved"
