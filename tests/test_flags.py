@@ -25,6 +25,8 @@ WRONG = {
     "clip_norm": [("0", "more than 0"), ("tight", "number")],
     "batch_size": [("0", "1 or more"), ("1e3", "whole number"), ("1000000", "1 to")],
     "accumulate": [("0", "1 or more"), ("3", "divisor")],
+    "task_weights": [("1,x", "2 numbers"), ("1,2,3", "2 numbers"), ("1,-1", "at least 0")],
+    "task_sampling": [("exmples", "examples"), ("tasks", "labels")],
     "augment": [("maybe", "true or false")],
     "epochs": [("0", "more than 0"), ("ten", "number")],
     "updates": [("0", "1 to"), ("1.5", "whole number")],
@@ -54,6 +56,8 @@ WRONG = {
 }
 # Other flags that a wrong value needs to be looked at.
 BESIDE = {
+    "task_weights": ["--dataset=digits:tasks=class+parity"],
+    "task_sampling": ["--dataset=digits:tasks=class+parity"],
     "data_dir": ["--dataset=cifar10"],
     "powercap_root": ["--meters=rapl"],
     "resume": ["--name=none_such"],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxenergy import models
 from jaxenergy.config import RunConfig
 from jaxenergy.data.tasks import task_names
-from jaxenergy.errors import RunError
+from jaxenergy.errors import RunError, UsageError
 from jaxenergy.studies import (
     BUDGETS,
     STUDIES,
@@ -374,7 +374,6 @@ def test_predictions_are_no_better_known_than_the_less_known_of_both():
     ("dataset", "tasks"),
     [
         (None, ["digits:tasks=class+parity", "digits", "digits:tasks=parity"]),
-        ("stdlib", ["digits:tasks=class+parity", "digits", "digits:tasks=parity"]),
         (
             "cifar100:examples=5000",
             [
@@ -392,6 +391,11 @@ def test_networks_of_several_tasks_and_of_each(dataset, tasks):
     if dataset is None:  # those of the digits' classes are runs of the study `optimizer` as well
         others = {run.id for run in grids.optimizer(Context("small"))}
         assert {run.id for run in runs if run.dataset == "digits"} <= others
+
+
+def test_text_has_no_tasks():
+    with pytest.raises(UsageError, match=r"stdlib: .*multitask"):
+        grids.multitask(Context("small", dataset="stdlib"))
 
 
 def test_equal_computation_is_equal_to_the_compiler_too():

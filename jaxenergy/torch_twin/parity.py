@@ -3,7 +3,7 @@
 Float64 decides. There, what is left between two right programs is rounding, of 1e-16 an operation,
 and any difference of definition (an epsilon inside a root or outside it) stands out. Float32 is
 looked at too, since it is what runs: the programs may differ by no more than ten times what each of
-them differs from float64 by itself.
+them differs from float64 by itself, at one of three places.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ _OWN_DISTANCES = 10  # the difference in the program's own precision, in distanc
 _FEW_ULPS = 4
 _EXAMPLES = 16
 _LEAST_MICRO_BATCH = 4
+_DRAWS = 3  # places at which own precision is looked at, until it agrees at one
 _NOISE = 0.05
 
 
@@ -150,24 +151,35 @@ def compare_passes(
 ) -> list[Check]:
     """Compares a forward and a backward pass, in float64 and in the program's own precision.
 
+    The latter at up to three draws of noise: the first at which it agrees is told, or the last.
     Arguments as for `check_parity`.
     """
     check_has_twin(program)
     program = _with_few_examples(program)
     exact = _in_float64(program)
-    noisy = _add_noise(_as_float32(variables))
     indices = _draw_batches(program, 1)[0]
-    with _float64():
-        exact_looks = (
-            _look_in_jax(exact, noisy, indices),
-            _look_in_torch(exact, noisy, indices, device, torch.float64),
+    checks: list[Check] = []
+    own: list[Check] = []
+    # Rounding may push a number over a kink (0 of relu) in one program and not in the other, which
+    # moves a few gradients by far more than rounding. That does not happen at every draw of noise,
+    # as a difference of the programs does.
+    for draw in range(_DRAWS):
+        noisy = _add_noise(_as_float32(variables), draw)
+        with _float64():
+            exact_looks = (
+                _look_in_jax(exact, noisy, indices),
+                _look_in_torch(exact, noisy, indices, device, torch.float64),
+            )
+            checks += _compare_exact_looks(*exact_looks)
+        looks = (
+            _look_in_jax(program, noisy, indices),
+            _look_in_torch(program, noisy, indices, device, None),
         )
-        checks = _compare_exact_looks(*exact_looks)
-    looks = (
-        _look_in_jax(program, noisy, indices),
-        _look_in_torch(program, noisy, indices, device, None),
-    )
-    return checks + _compare_own_precision(program.model.precision, looks, exact_looks)
+        own = _compare_own_precision(program.model.precision, looks, exact_looks)
+        differs_in_float64 = not all(check.passed for check in checks)
+        if differs_in_float64 or all(check.passed for check in own):
+            break
+    return checks + own
 
 
 def compare_updates(
@@ -214,9 +226,9 @@ def _in_float64(program: Program) -> Program:
     return dataclasses.replace(program, model=model)
 
 
-def _add_noise(variables: PyTree) -> PyTree:
+def _add_noise(variables: PyTree, draw: int) -> PyTree:
     """The variables with noise on every parameter, so that none is zero and no two are equal."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(draw)
 
     def add(leaf: np.ndarray) -> np.ndarray:
         return leaf + _NOISE * generator.standard_normal(leaf.shape, np.float32)
