@@ -170,6 +170,17 @@ def test_a_pair_that_is_the_same_passes_and_says_so():
     assert str(report).count(": same") == len(report.checks)
 
 
+def test_a_difference_in_own_precision_is_refused_at_whatever_place_it_is_looked_at(monkeypatch):
+    monkeypatch.setattr(parity, "_OWN_DISTANCES", 0)
+    monkeypatch.setattr(parity, "_FEW_ULPS", 0)
+    program = make_program("mlp-layer")
+    checks = parity.compare_passes(program, make_variables(program))
+    report = parity.ParityReport(tuple(checks), 8, 0)
+    assert str(report.first_difference).startswith("float32")
+    # The first place and one other; the third could not change what is said.
+    assert [check.name for check in checks].count("float64 logits") == 2
+
+
 def test_a_wrong_layer_is_named(monkeypatch):
     monkeypatch.setattr(layers, "_NORM_EPS", 1e-5)
     program = make_program("mlp-layer")

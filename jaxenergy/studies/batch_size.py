@@ -8,14 +8,13 @@ from jaxenergy.studies.patterns import (
     more,
     need,
     need_shape,
+    plateau,
     to_accuracy_blocks,
     trend,
     tuned,
     u_shape,
 )
 from jaxenergy.studies.table import Blocks, Quantity, Table, blocks
-
-_PLATEAU = np.log(1.10)  # a doubling that changes the cost by less is on the plateau
 
 
 def _per_example(table: Table, quantity: Quantity) -> Blocks:
@@ -49,18 +48,7 @@ def test_falls(table: Table, quantity: Quantity) -> Finding:
 def test_plateau(table: Table, quantity: Quantity) -> Finding:
     """Cost per example no longer changes between the two largest batch sizes."""
     found = _per_example(table, quantity)
-    doublings = np.log2(found.cells[-1] / found.cells[-2])
-    step = inference.mean_of((found.values[:, -1] - found.values[:, -2]) / doublings)
-    effect, ci95 = inference.ratio_of(step)
-    return Finding(
-        effect,
-        ci95,
-        "ratio per doubling of the batch size",
-        found.shape[0],
-        inference.p_within(step, -_PLATEAU, _PLATEAU),
-        inference.p_outside(step, -_PLATEAU, _PLATEAU),
-        f"from {found.cells[-2]:g} to {found.cells[-1]:g} examples",
-    )
+    return plateau(found, f"from {found.cells[-2]:g} to {found.cells[-1]:g} examples")
 
 
 def test_u_shape(table: Table, quantity: Quantity) -> Finding:

@@ -21,11 +21,10 @@ from jaxenergy.studies.core import Finding, Statement, Study
 from jaxenergy.studies.grids import Context, unique
 from jaxenergy.studies.inference import mean_of, p_effect_above, p_effect_below
 from jaxenergy.studies.inference_probe import FLOAT32, HALF, measure_networks
-from jaxenergy.studies.patterns import more, need, need_shape, trend
+from jaxenergy.studies.patterns import more, need, need_shape, plateau, trend
 from jaxenergy.studies.table import ENERGY, FLOPS, TIME, Blocks, Quantity, Table, blocks
 
 _MIN_SIZES = 3
-_PLATEAU = math.log(1.10)  # a doubling that changes the cost by less is on the plateau
 _PER_PREDICTION = {
     ENERGY: "inference.per_prediction_j",
     TIME: "inference.per_prediction_s",
@@ -81,18 +80,7 @@ def test_falls(table: Table, quantity: Quantity) -> Finding:
 def test_plateau(table: Table, quantity: Quantity) -> Finding:
     """Cost per prediction no longer changes between the two largest batch sizes."""
     found = _per_prediction(table, quantity)
-    doublings = math.log2(found.cells[-1] / found.cells[-2])
-    step = mean_of((found.values[:, -1] - found.values[:, -2]) / doublings)
-    effect, ci95 = inference.ratio_of(step)
-    return Finding(
-        effect,
-        ci95,
-        "ratio per doubling of the batch size",
-        found.shape[0],
-        inference.p_within(step, -_PLATEAU, _PLATEAU),
-        inference.p_outside(step, -_PLATEAU, _PLATEAU),
-        f"from batches of {found.cells[-2]:g} to {found.cells[-1]:g}",
-    )
+    return plateau(found, f"from batches of {found.cells[-2]:g} to {found.cells[-1]:g}")
 
 
 def test_half(table: Table, quantity: Quantity) -> Finding:

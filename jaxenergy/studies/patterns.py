@@ -15,6 +15,7 @@ from jaxenergy.studies.core import Finding, TooLittleData
 from jaxenergy.studies.table import Blocks, Quantity, Table, blocks, restrict, target_of
 
 MIN_SEEDS = 3
+_PLATEAU = math.log(1.10)  # a doubling that changes the cost by less is on the plateau
 
 
 def need(fits: bool, message: str) -> None:
@@ -129,6 +130,27 @@ def trend(found: Blocks, x: np.ndarray, *, rising: bool, per: str, why: str = ""
             inference.p_effect_above(toward, 0.0),
         ),
         inference.p_effect_below(toward, inference.MARGIN),
+        why,
+    )
+
+
+def plateau(found: Blocks, why: str) -> Finding:
+    """Equality of the two largest sizes: the last doubling changes the cost by less than a tenth.
+
+    Args:
+        found: log costs [seeds, sizes], cells the sizes in rising order.
+        why: how it was told.
+    """
+    doublings = math.log2(found.cells[-1] / found.cells[-2])
+    step = inference.mean_of((found.values[:, -1] - found.values[:, -2]) / doublings)
+    effect, ci95 = inference.ratio_of(step)
+    return Finding(
+        effect,
+        ci95,
+        "ratio per doubling of the batch size",
+        found.shape[0],
+        inference.p_within(step, -_PLATEAU, _PLATEAU),
+        inference.p_outside(step, -_PLATEAU, _PLATEAU),
         why,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxenergy import models, optimizers
+from jaxenergy import models
 from jaxenergy.arguments import split_arguments
 from jaxenergy.config import RunConfig
 from jaxenergy.data import ControlTask
@@ -22,6 +22,7 @@ from jaxenergy.models import MODELS, PRESETS
 from jaxenergy.optimizers import OPTIMIZERS
 from jaxenergy.training.plan import (
     Timetable,
+    build_optimizer,
     check_target,
     count_parameters,
     evaluation_interval,
@@ -121,15 +122,7 @@ def make_control_plan(config: RunConfig, task: ControlTask, platform: str) -> Co
             "the policy that acted must be the one that is learned.\n"
             "Allowed: norm=none or layer, dropout=0."
         )
-    optimizer = optimizers.build(
-        config.optimizer,
-        optimizers.parse_args(config.optimizer_args),
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        total_updates=total_updates,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
+    optimizer = build_optimizer(config, total_updates)
     program = Program(model, optimizer, task, config.batch_size)
     checkpoint_updates, checkpoint_seconds = config.checkpoint_interval()
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]

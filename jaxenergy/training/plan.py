@@ -172,15 +172,7 @@ def make_plan(
         forms=forms_of(platform) if config.forms == "auto" else (),
         **split_arguments(config.model_args, "--model_args"),
     )
-    optimizer = optimizers.build(
-        config.optimizer,
-        optimizers.parse_args(config.optimizer_args),
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        total_updates=total_updates,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
+    optimizer = build_optimizer(config, total_updates)
     _check_fit(config, model, optimizer)
     program = Program(
         model=model,
@@ -243,6 +235,19 @@ def evaluation_interval(config: RunConfig, total_updates: int) -> int:
 def count_parameters(params: Any) -> int:
     """The numbers in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def build_optimizer(config: RunConfig, total_updates: int) -> optimizers.Optimizer:
+    """The optimizer that a config's settings name, for a training of so many updates."""
+    return optimizers.build(
+        config.optimizer,
+        optimizers.parse_args(config.optimizer_args),
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        total_updates=total_updates,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
 
 
 def _check_fit(config: RunConfig, model: models.Model, optimizer: optimizers.Optimizer) -> None:
