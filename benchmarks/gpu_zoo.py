@@ -4,26 +4,35 @@
 
 Each network is trained by the program that `experiments.run` compiles, in bfloat16 and float32, on
 random data that lies on the device: many updates in a scan, the state donated, nothing fetched.
-PyTorch's twin makes the same updates by `torch.compile`, where PyTorch is installed. The two take
-turns, in random order. Operations are three times the forward pass's products, whatever computes
-them; the peak is that of a product of matrices, measured here in the same precision.
+PyTorch's twin makes the same updates by `torch.compile`, and by `torch.compile` with each update
+replayed as one CUDA graph, where PyTorch is installed. They take turns, in random order. Factors of
+float32 products are rounded to TF32 by all. Operations are three times the forward pass's products,
+whatever computes them; the peak is that of a product of matrices, measured here in the same
+precision.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+import importlib.util
+import multiprocessing
+import os
 from collections.abc import Callable
 from typing import Any
 
 from gpu_measure import make_product
 from gpu_stage import Check, Stage, run_stage
 
-from jaxenergy.errors import RunError, UsageError
+from jaxenergy.errors import RunError
 from jaxenergy.units import format_si
 
 PRECISIONS = ("bfloat16", "float32")
 _SMOKE_NETWORKS = ("mlp", "cnn")
 _PEAK_SIZE = 8192
 _UPDATES = 16  # of a call
+# A few hundred sequences of 256 tokens fill a card; of small images it takes more.
+_IMAGES = {"dataset": "synthetic:32x32x3,examples=16384", "batch_size": 512}
+_SMOKE = {"depth": 1, "width": 8, "batch_size": 16}
 
 
 def check_peak(stage: Stage, precision: str, seconds: float) -> dict[str, Any]:
@@ -71,7 +80,9 @@ def make_torch_call(
     import numpy as np
 
     from jaxenergy import torch_twin
+    from jaxenergy.torch_twin.process import set_up
 
+    set_up(threads=os.cpu_count() or 1, tf32=True if device == "cuda" else None, device=device)
     variables = jax.device_get(jax.jit(plan.program.model.init)(jax.random.key(0)))
     training = torch_twin.build_training(plan.program, variables, mode=mode, device=device)  # type: ignore[arg-type]
     size, examples = plan.config.batch_size, len(plan.dataset.train.labels)
@@ -89,27 +100,69 @@ def make_torch_call(
     return call, training.fence
 
 
+def build_network_plan(name: str, platform: str, precision: str, *, smoke: bool) -> Any:
+    """The plan of one network's training, of the size that is measured."""
+    from zoo import CASES, build_plan
+
+    settings: dict[str, Any] = {"precision": precision}
+    if smoke:
+        settings |= _SMOKE
+    elif CASES[name].dataset == CASES["mlp"].dataset:
+        settings |= _IMAGES
+    return build_plan(name, platform, **settings)
+
+
+def compile_in_torch(name: str, precision: str) -> str | None:
+    """Compiles one network's updates in PyTorch, for its cache on disk; gives what went wrong.
+
+    For a process of its own, in which JAX leaves the card alone.
+    """
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # there are as many of these processes
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        plan = build_network_plan(name, "gpu", precision, smoke=False)
+        make_torch_call(plan, 1, "compile", "cuda")
+    except Exception as error:  # told again, in full, where the network is measured
+        return f"{type(error).__name__}: {error}"[:500]
+    return None
+
+
+def check_compiled(names: tuple[str, ...], precision: str) -> dict[str, Any]:
+    """Lets PyTorch compile all networks at once, a process each, so that measuring waits less."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        min(len(names), os.cpu_count() or 1), mp_context=spawn
+    ) as pool:
+        failures = dict(
+            zip(names, pool.map(compile_in_torch, names, [precision] * len(names)), strict=True)
+        )
+    failed = {name: why for name, why in failures.items() if why is not None}
+    return {"why": failed, "says": [f"{name}: {why}" for name, why in failed.items()]}
+
+
 def check_network(stage: Stage, name: str, precision: str, seconds: float) -> dict[str, Any]:
     """Measures one network's updates in both frameworks, by turns."""
     import jax
-    from zoo import build_plan, forward_flops
+    from zoo import forward_flops
 
     from jaxenergy.measuring import compare, measure
 
     smoke, platform = stage.options.smoke, jax.default_backend()
-    settings = {"depth": 1, "width": 8, "batch_size": 16} if smoke else {}
-    plan = build_plan(name, platform, precision=precision, **settings)
+    plan = build_network_plan(name, platform, precision, smoke=smoke)
     # On a CPU, where this is only tried, loops of convolutions and torch.compile take too long.
-    updates, mode = (1, "eager") if smoke else (_UPDATES, "compile")
+    updates, modes = (1, ("eager",)) if smoke else (_UPDATES, ("compile", "cuda_graphs"))
     calls, waits, why = {}, [], {}
     calls["jax"], wait = make_jax_call(plan, updates)
     waits.append(wait)
-    try:
-        device = "cuda" if platform == "gpu" else "cpu"
-        calls[f"torch_{mode}"], wait = make_torch_call(plan, updates, mode, device)
-        waits.append(wait)
-    except UsageError as error:  # no PyTorch, or one without CUDA
-        why[f"torch_{mode}"] = str(error)
+    for mode in modes:
+        try:
+            device = "cuda" if platform == "gpu" else "cpu"
+            calls[f"torch_{mode}"], wait = make_torch_call(plan, updates, mode, device)
+            waits.append(wait)
+        except Exception as error:  # no PyTorch, or what it can't do: JAX is measured all the same
+            why[f"torch_{mode}"] = f"{type(error).__name__}: {error}"[-2000:]
 
     def fence(outputs: Any) -> None:
         del outputs  # states are donated from call to call: what is there now is waited for
@@ -120,9 +173,10 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
         given: dict[str, Any] = {"meters": meters, "fence": fence, "max_seconds": seconds}
         if len(calls) > 1:
             compared = compare(calls, **given)
-            measurements, ratio = compared.measurements, compared.time_ratios[f"torch_{mode}"]
+            measurements = compared.measurements
+            ratios = {"time": compared.time_ratios, "energy": compared.energy_ratios}
         else:
-            measurements, ratio = {"jax": measure(calls["jax"], **given)}, None
+            measurements, ratios = {"jax": measure(calls["jax"], **given)}, {}
     flops = 3 * plan.config.batch_size * forward_flops(plan.program.model)
     peak = stage.result(f"peak_{precision}")
     results, says = {}, []
@@ -145,8 +199,12 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
             f"{framework}: {joules} and {format_si(found.seconds_per_call / updates, 's')} an "
             f"update, {format_si(flop_per_s, 'FLOP/s')}{share}"
         )
-    if ratio is not None:
-        says.append(f"torch_{mode} takes {ratio.value:.3f} times JAX's time, 95 %: {ratio.ci95}")
+    for what, by_framework in ratios.items():
+        says += [
+            f"{framework} takes {ratio} times JAX's {what}"
+            for framework, ratio in by_framework.items()
+            if ratio is not None
+        ]
     return {
         "parameters": plan.parameters,
         "batch_size": plan.config.batch_size,
@@ -154,31 +212,40 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
         "flops_per_update": flops,
         "forms": list(plan.forms),
         "frameworks": results,
-        "torch_time_over_jax_time": None if ratio is None else dataclasses.asdict(ratio),
+        **{
+            f"{what}_over_jax": {
+                framework: None if ratio is None else dataclasses.asdict(ratio)
+                for framework, ratio in by_framework.items()
+            }
+            for what, by_framework in ratios.items()
+        },
         "why": why,
         "says": says,
     }
 
 
 def make_checks(stage: Stage) -> list[Check]:
-    """The checks of this stage: the peaks, then each network in each precision."""
+    """The checks of this stage: for each precision the peak, then each network."""
     from zoo import CASES
 
     smoke = stage.options.smoke
-    seconds = 5.0 if smoke else 12.0
+    seconds = 5.0 if smoke else 10.0
     names = _SMOKE_NETWORKS if smoke else tuple(CASES)
-    checks = [
-        Check(f"peak_{p}", seconds + 4, functools.partial(check_peak, stage, p, seconds))
-        for p in PRECISIONS
-    ]
-    checks += [
-        # torch.compile takes up to a minute of it.
-        Check(f"{n}_{p}", seconds + 60, functools.partial(check_network, stage, n, p, seconds))
-        for n in names
-        for p in PRECISIONS
-    ]
+    checks = []
+    for p in PRECISIONS:
+        checks.append(
+            Check(f"peak_{p}", seconds + 4, functools.partial(check_peak, stage, p, seconds))
+        )
+        if not smoke and importlib.util.find_spec("torch"):
+            checks.append(Check(f"compiled_{p}", 120, functools.partial(check_compiled, names, p)))
+        checks += [
+            Check(f"{n}_{p}", seconds + 40, functools.partial(check_network, stage, n, p, seconds))
+            for n in names
+        ]
     return checks
 
 
 if __name__ == "__main__":
+    # Both frameworks share the card's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     run_stage("zoo", __doc__, make_checks, computes=True)

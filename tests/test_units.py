@@ -16,7 +16,8 @@ from jaxenergy.units import format_duration_s, format_si
         (0.0, "0 J"),
         (None, "n/a"),
         (float("nan"), "n/a"),
-        (2.5e12, "2500 GJ"),
+        (2.5e12, "2.50 TJ"),
+        (2.5e18, "2500 PJ"),
     ],
 )
 def test_si(value, text):

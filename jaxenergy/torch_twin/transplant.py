@@ -113,7 +113,9 @@ def flatten(tree: Mapping[str, PyTree]) -> dict[tuple[str, ...], np.ndarray]:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy of a tensor in the host's memory, in C order."""
+    """A copy of a tensor in the host's memory, in C order; of bfloat16 as float32."""
+    if tensor.dtype == torch.bfloat16:  # which NumPy has not
+        tensor = tensor.float()
     return np.array(tensor.detach().cpu().numpy(), order="C")
 
 
