@@ -91,7 +91,13 @@ PYTHON
 run_stage() {
   local status=0
   check_modules "${modules[$1]}" || return 2
-  timeout --kill-after=15 "$stage_s" "$python" "$root/benchmarks/gpu_$1.py" "${@:2}" || status=$?
+  # In the background, so that whoever ends this script ends the stage with it: bash would wait.
+  timeout --kill-after=15 "$stage_s" "$python" "$root/benchmarks/gpu_$1.py" "${@:2}" &
+  trap "kill $! 2>/dev/null" EXIT
+  trap 'exit 143' TERM
+  trap 'exit 130' INT
+  wait "$!" || status=$?
+  trap - EXIT TERM INT
   if ((status == 124 || status == 137)); then
     echo "gpu.sh: $1 was ended after $stage_s s; call it again to go on." >&2
     status=75
