@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from jaxenergy import data, models
+from jaxenergy.activations import ACTIVATIONS
 from jaxenergy.config import RunConfig
 from jaxenergy.models import forms
 from jaxenergy.models.attention import _attend
 from jaxenergy.models.layers import conv
+from jaxenergy.models.lstm import LSTMLayer
 from jaxenergy.training.plan import make_plan
 
 
@@ -143,6 +145,31 @@ def test_causal_attention_and_its_gradients_are_the_plain_ones():
         with forms.choose(forms.FORMS) as taken:
             jax.eval_shape(functools.partial(_attend, causal=causal), *(a[:rows] for a in arrays))
         assert taken == taken_by
+
+
+def test_a_recurrent_layer_and_its_gradients_are_the_plain_ones():
+    layer = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.float32)
+    (x,) = draw((3, 7, 4))
+    variables = layer.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    shapes = jax.tree.map(jnp.shape, variables)
+    flat, build = jax.tree.flatten(variables)
+
+    def apply(x, *leaves):
+        return layer.clone(dtype=x.dtype).apply(build.unflatten(leaves), x)
+
+    def formed(x, *leaves):
+        with forms.choose(["recurrence"]) as taken:
+            found = apply(x, *leaves)
+        assert taken == {"recurrence"}
+        return found
+
+    assert_equal(formed, apply, x, *map(np.asarray, flat))
+    with forms.choose(forms.FORMS):
+        assert jax.tree.map(jnp.shape, layer.init(jax.random.key(0), jnp.asarray(x))) == shapes
+        narrow = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.bfloat16)
+        with forms.choose(forms.FORMS) as taken:
+            jax.eval_shape(narrow.apply, variables, jnp.zeros((3, 7, 4), jnp.bfloat16))
+        assert taken == set()
 
 
 FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {

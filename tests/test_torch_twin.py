@@ -170,15 +170,44 @@ def test_a_pair_that_is_the_same_passes_and_says_so():
     assert str(report).count(": same") == len(report.checks)
 
 
-def test_a_difference_in_own_precision_is_refused_at_whatever_place_it_is_looked_at(monkeypatch):
+def compare_passes(program):
+    checks = parity.compare_passes(program, make_variables(program))
+    return parity.ParityReport(tuple(checks), 8, 0)
+
+
+def test_logits_that_differ_in_own_precision_are_refused_at_once(monkeypatch):
     monkeypatch.setattr(parity, "_OWN_DISTANCES", 0)
     monkeypatch.setattr(parity, "_FEW_ULPS", 0)
-    program = make_program("mlp-layer")
-    checks = parity.compare_passes(program, make_variables(program))
-    report = parity.ParityReport(tuple(checks), 8, 0)
-    assert str(report.first_difference).startswith("float32")
-    # The first place and one other; the third could not change what is said.
-    assert [check.name for check in checks].count("float64 logits") == 2
+    report = compare_passes(make_program("mlp-layer"))
+    assert str(report.first_difference).startswith("float32 logits")
+    assert [check.name for check in report.checks].count("float64 logits") == 1
+
+
+@pytest.mark.parametrize(("kinks", "draws", "passes"), [(0, 1, True), (2, 3, True), (9, 5, False)])
+def test_gradients_in_own_precision_have_to_agree_somewhere(monkeypatch, kinks, draws, passes):
+    compare, looked = parity._compare_own_precision, []
+
+    def compare_near_kinks(*args):
+        logits, gradients = compare(*args)
+        looked.append(gradients)
+        if len(looked) <= kinks:
+            gradients = dataclasses.replace(gradients, difference=1e-3, differs_at="Dense_0/bias")
+        return [logits, gradients]
+
+    monkeypatch.setattr(parity, "_compare_own_precision", compare_near_kinks)
+    report = compare_passes(make_program("mlp"))
+    assert (len(looked), report.passed) == (draws, passes)
+    assert report.first_difference == (None if passes else "float32 gradients: Dense_0/bias")
+
+
+def test_networks_in_bfloat16_are_the_same():
+    for name in ("mlp-layer", "cnn"):
+        report = compare_passes(make_program(name, more={"precision": "bfloat16"}))
+        report.require()
+        assert [check.name for check in report.checks[-2:]] == [
+            "bfloat16 logits",
+            "bfloat16 gradients",
+        ]
 
 
 def test_a_wrong_layer_is_named(monkeypatch):

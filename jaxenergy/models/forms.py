@@ -13,7 +13,7 @@ Layers ask `takes(form)` while a network is traced; `Model.apply` says by `choos
 import contextlib
 import contextvars
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "patches": ("cpu",),
     "strided": ("cpu",),
     "causal_attention": ("cpu",),
+    "recurrence": ("cpu",),
 }
 LOOPING_FORMS = frozenset({"causal_attention"})  # whose operations XLA cannot count
 
@@ -209,3 +210,39 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     scaled = query * query.shape[-1] ** -0.5
     outputs = lax.map(attend, tuple(map(by_heads, (scaled, key, value))))
     return outputs.reshape(-1, *outputs.shape[2:]).swapaxes(1, 2)
+
+
+def recurrence(
+    advance: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    start: tuple[jax.Array, jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent: jax.Array,
+    bias: jax.Array,
+) -> jax.Array:
+    """A recurrent layer that multiplies a position's inputs and its hidden state at once.
+
+    The plain layer multiplies all positions' inputs before the loop, which writes and reads gates
+    of hundreds of megabytes; here a position's gates stay in the cache. They are all that is kept
+    for the gradient, which computes the rest again.
+
+    Args:
+        advance: gives the new carry and the output from the carry and the gates.
+        start: the carry to begin with; its second part is the hidden state [batch, width].
+        x: [length, batch, in].
+        kernel: of the inputs [in, gates].
+        recurrent: of the hidden state [width, gates].
+        bias: [gates].
+
+    Returns:
+        The outputs [length, batch, width].
+    """
+    weights = jnp.concatenate([kernel, recurrent])
+
+    @functools.partial(
+        jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable
+    )
+    def step(carry, at_position):
+        return advance(carry, jnp.concatenate([at_position, carry[1]], -1) @ weights + bias)
+
+    return lax.scan(step, start, x)[1]

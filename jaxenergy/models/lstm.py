@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxenergy.activations import Activation
+from jaxenergy.models import forms
 from jaxenergy.models.family import DROPOUT, DepthRule, Family, Preset
 from jaxenergy.models.layers import classify, dense
 
@@ -30,22 +31,33 @@ class LSTMLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, length, n] to [batch, length, width]."""
-        # The inputs' share of all gates at once, for all positions: one large product.
-        from_inputs = dense(4 * self.width, self.dtype)(x).swapaxes(0, 1)
+        from_inputs = dense(4 * self.width, self.dtype)
         shape = (self.width, 4 * self.width)
         recurrent = self.param("recurrent", nn.initializers.orthogonal(), shape)
         recurrent = recurrent.astype(self.dtype)
 
-        def step(carry: tuple[jax.Array, jax.Array], from_input: jax.Array):
-            cell, hidden = carry
-            gates = from_input + hidden @ recurrent
+        def advance(carry: tuple[jax.Array, jax.Array], gates: jax.Array):
+            cell, _ = carry
             into, forget, out, candidate = jnp.split(gates, 4, axis=-1)
             cell = nn.sigmoid(forget + 1) * cell + nn.sigmoid(into) * self.activation(candidate)
             hidden = nn.sigmoid(out) * self.activation(cell)
             return (cell, hidden), hidden
 
         zeros = jnp.zeros((x.shape[0], self.width), self.dtype)
-        _, hidden = jax.lax.scan(step, (zeros, zeros), from_inputs)
+        start = zeros, zeros
+        if x.dtype != jnp.bfloat16 and forms.takes("recurrence"):
+            from_inputs(x[:, :1])  # which makes its parameters known
+            weights = from_inputs.variables["params"]
+            hidden = forms.recurrence(
+                advance, start, x.swapaxes(0, 1), weights["kernel"], recurrent, weights["bias"]
+            )
+            return hidden.swapaxes(0, 1)
+
+        def step(carry: tuple[jax.Array, jax.Array], from_input: jax.Array):
+            return advance(carry, from_input + carry[1] @ recurrent)
+
+        # The inputs' share of all gates at once, for all positions: one large product.
+        _, hidden = jax.lax.scan(step, start, from_inputs(x).swapaxes(0, 1))
         return hidden.swapaxes(0, 1)
 
 

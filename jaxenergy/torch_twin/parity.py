@@ -3,7 +3,7 @@
 Float64 decides. There, what is left between two right programs is rounding, of 1e-16 an operation,
 and any difference of definition (an epsilon inside a root or outside it) stands out. Float32 is
 looked at too, since it is what runs: the programs may differ by no more than ten times what each of
-them differs from float64 by itself, at the first place looked at or at both of two others.
+them differs from float64 by itself (gradients at one of five places).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _OWN_DISTANCES = 10  # the difference in the program's own precision, in distanc
 _FEW_ULPS = 4
 _EXAMPLES = 16
 _LEAST_MICRO_BATCH = 4
-_OTHER_DRAWS = (1, 2)  # of noise, looked at where own precision differs at the first
+_DRAWS = 5  # of noise, at one of which gradients of own precision have to agree
 _NOISE = 0.05
 
 
@@ -151,7 +151,8 @@ def compare_passes(
 ) -> list[Check]:
     """Compares a forward and a backward pass, in float64 and in the program's own precision.
 
-    The latter has to agree at the first draw of noise, or else at both others.
+    In the latter, logits have to agree at every draw of noise that is looked at, and gradients
+    at one.
     Arguments as for `check_parity`.
     """
     check_has_twin(program)
@@ -175,20 +176,19 @@ def compare_passes(
             )
         return checks, _compare_own_precision(program.model.precision, looks, exact_looks)
 
-    checks, own = look(0)
     # Rounding may push a number over a kink (0 of relu) in one program and not in the other, which
-    # moves a few gradients by far more than rounding. A difference of the programs shows at any
-    # draw of noise, that does not: where float64 agrees, both other draws have to agree.
-    for draw in _OTHER_DRAWS if _differs(own) and not _differs(checks) else ():
+    # moves a few gradients by far more than rounding: in a third of the draws for a network of
+    # millions of numbers. A difference of the programs shows at every draw, that does not; and
+    # values have no kinks, so that logits have to agree wherever they are looked at.
+    checks: list[Check] = []
+    own: list[Check] = []
+    for draw in range(_DRAWS):
         more, own = look(draw)
         checks += more
-        if _differs([*more, *own]):
+        logits, gradients = own
+        if not all(check.passed for check in (*more, logits)) or gradients.passed:
             break
     return checks + own
-
-
-def _differs(checks: Iterable[Check]) -> bool:
-    return not all(check.passed for check in checks)
 
 
 def compare_updates(
