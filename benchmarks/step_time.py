@@ -35,7 +35,8 @@ from jaxenergy.errors import unknown_value
 BATCH_SIZE = 128
 GEMM_SIZE = 2048
 _ROUNDS = 9
-_BLOCK_S = 0.8
+# After a pause XLA's threads take a second or two to come back to pace: shorter turns tell of that.
+_BLOCK_S = 4.0
 _CONTENDERS = {
     "all": ("default", "plain", "eager", "compile"),
     "forms": ("default", "plain"),
