@@ -15,6 +15,7 @@ import simulated_nvml
 from simulated_nvml import Card, Cards
 
 from jaxenergy.errors import UsageError
+from jaxenergy.records.lock import FolderLock
 from jaxenergy.stats import Estimate
 from jaxenergy.studies import STUDIES
 
@@ -79,6 +80,31 @@ def test_a_machine_without_a_gpu_is_refused_in_words(tmp_path):
     assert "not on a GPU" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ending_the_script_ends_its_stage(tmp_path):
+    library = simulated_nvml.build(tmp_path)
+    Cards(tmp_path / "state", [Card(name="NVIDIA H200", power_w=POWER_W)]).write()
+    with subprocess.Popen(
+        [
+            BENCHMARKS / "gpu.sh",
+            "instrument",
+            "--budget=smoke",
+            f"--results={tmp_path / 'results'}",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **simulated_nvml.environment(library, tmp_path / "state"),
+            "PYTHON": sys.executable,
+        },
+    ) as script:
+        assert script.stdout is not None
+        assert "ticks" in script.stdout.readline()
+        script.terminate()
+        script.stdout.read()  # until nobody is left who could write
+        assert script.wait() == 143
+    FolderLock(tmp_path / "results" / "nvidia-h200").release()  # nobody holds it
 
 
 # --- the instrument stage over a simulated card ---------------------------------------------------
