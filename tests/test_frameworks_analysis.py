@@ -187,9 +187,16 @@ def test_without_a_compilation_nothing_is_known_of_whole_trainings():
         analysis.crossover([(Observation(2.0, 1.0), Observation(1.0))])
 
 
-@pytest.mark.parametrize(("fixed", "expected"), [(10.0, ((20.0, 20.0),)), (-10.0, ())])
-def test_processes_without_scatter_give_a_point_or_nothing(fixed, expected):
-    pairs = [(Observation(1.0, fixed), Observation(1.5, 0.0))] * 3
+@pytest.mark.parametrize(
+    ("update", "fixed", "expected"),
+    [
+        (-0.5, 10.0, ((20.0, 20.0),)),
+        (-0.5, -10.0, ()),
+        (-49.0, 208.125, ((208.125 / 49, 208.125 / 49),)),  # which rounding puts outside
+    ],
+)
+def test_processes_without_scatter_give_a_point_or_nothing(update, fixed, expected):
+    pairs = [(Observation(update, fixed), Observation(0.0, 0.0))] * 2
     assert analysis.crossover(pairs).set95 == tuple(pytest.approx(ends) for ends in expected)
 
 

@@ -246,12 +246,16 @@ def _undecided(line: _Line) -> tuple[tuple[float, float | None], ...]:
     # among them (10^0): however narrow the interval around it, it is seen.
     grid = np.concatenate([[0.0], scale * np.logspace(-9, 9, 2 * _GRID + 1)])
     inside = line.excess(grid) <= 0
-    if -line.fixed * line.update >= 0:
-        inside[1 + _GRID] = True  # and not lost to rounding
+    # Without scatter the crossing is all there is, and rounding may put it outside.
+    is_lost = -line.fixed * line.update >= 0 and not inside[1 + _GRID]
+    inside[1 + _GRID] |= is_lost
     intervals: list[tuple[float, float | None]] = []
     begin: float | None = 0.0 if inside[0] else None
     for position in np.flatnonzero(inside[1:] != inside[:-1]):
-        edge = cast(float, optimize.brentq(line.excess, grid[position], grid[position + 1]))
+        if is_lost and position in (_GRID, 1 + _GRID):
+            edge = scale
+        else:
+            edge = cast(float, optimize.brentq(line.excess, grid[position], grid[position + 1]))
         if begin is None:
             begin = edge
         else:
