@@ -27,7 +27,7 @@ PRECISIONS = ("bfloat16", "float32")
 _SMOKE_NETWORKS = ("mlp", "cnn")
 _PEAK_SIZE = 8192
 _UPDATES = 16  # of a call
-# A few hundred sequences of 256 tokens fill a card; of small images it takes more.
+# What the CPU's batch of images, 128, leaves idle; its 128 sequences of 256 tokens do not.
 _IMAGES = {"dataset": "synthetic:32x32x3,examples=16384", "batch_size": 512}
 _SMOKE = {"depth": 1, "width": 8, "batch_size": 16}
 

@@ -104,7 +104,9 @@ def test_ending_the_script_ends_its_stage(tmp_path):
         script.terminate()
         script.stdout.read()  # until nobody is left who could write
         assert script.wait() == 143
-    FolderLock(tmp_path / "results" / "nvidia-h200").release()  # nobody holds it
+    folder = tmp_path / "results" / "nvidia-h200"
+    assert not (folder / "instrument.json").exists()  # it did not go on to its first check's end
+    FolderLock(folder).release()  # nobody holds it
 
 
 # --- the instrument stage over a simulated card ---------------------------------------------------

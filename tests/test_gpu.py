@@ -13,9 +13,12 @@ import time
 
 import pytest
 
+from jaxenergy import data
+from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
 from jaxenergy.meters import open_meters
 from jaxenergy.records import read_run
+from jaxenergy.training.plan import make_plan
 
 pytestmark = pytest.mark.gpu
 
@@ -143,3 +146,14 @@ def test_the_card_that_is_metered_is_the_one_that_computes(jax_on_gpu, meters):
     before = pynvml.nvmlDeviceGetMemoryInfo(gpu.handle).used
     numbers = jax_on_gpu.block_until_ready(jax_on_gpu.numpy.zeros(2**29))
     assert pynvml.nvmlDeviceGetMemoryInfo(gpu.handle).used - before > 0.9 * numbers.nbytes
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_program_is_the_same_in_pytorch_although_products_may_be_rounded(jax_on_gpu, model):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    from jaxenergy import torch_twin
+
+    config = RunConfig(model=model, depth=2, width=16, optimizer="sgd", updates=1)
+    plan = make_plan(config, data.load(config.dataset), "gpu")
+    variables = jax_on_gpu.jit(plan.program.model.init)(jax_on_gpu.random.key(0))
+    torch_twin.check_parity(plan.program, variables, device="cuda").require()

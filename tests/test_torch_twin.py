@@ -200,6 +200,24 @@ def test_gradients_in_own_precision_have_to_agree_somewhere(monkeypatch, kinks, 
     assert report.first_difference == (None if passes else "float32 gradients: Dense_0/bias")
 
 
+def test_products_are_not_rounded_to_tf32_where_own_precision_is_looked_at():
+    def rounding():
+        return (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+            jax.config.jax_default_matmul_precision,
+        )
+
+    before = rounding()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with parity._unrounded_products("cuda"):
+            assert rounding() == ("highest", False, "highest")
+        assert rounding() == ("high", *before[1:])
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+
+
 def test_networks_in_bfloat16_are_the_same():
     for name in ("mlp-layer", "cnn"):
         report = compare_passes(make_program(name, more={"precision": "bfloat16"}))
