@@ -149,7 +149,7 @@ def test_causal_attention_and_its_gradients_are_the_plain_ones():
 
 def test_a_recurrent_layer_and_its_gradients_are_the_plain_ones():
     layer = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.float32)
-    (x,) = draw((3, 7, 4))
+    (x,) = draw((64, 7, 4))
     variables = layer.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
     shapes = jax.tree.map(jnp.shape, variables)
     flat, build = jax.tree.flatten(variables)
@@ -168,14 +168,27 @@ def test_a_recurrent_layer_and_its_gradients_are_the_plain_ones():
         assert jax.tree.map(jnp.shape, layer.init(jax.random.key(0), jnp.asarray(x))) == shapes
         narrow = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.bfloat16)
         with forms.choose(forms.FORMS) as taken:
-            jax.eval_shape(narrow.apply, variables, jnp.zeros((3, 7, 4), jnp.bfloat16))
+            jax.eval_shape(narrow.apply, variables, jnp.zeros((64, 7, 4), jnp.bfloat16))
+            jax.eval_shape(layer.apply, variables, jnp.zeros((63, 7, 4)))
         assert taken == set()
+
+
+def test_gates_are_looked_up_where_a_batch_has_more_positions_than_there_are_tokens():
+    model = models.build("lstm", input_shape=(5,), classes=45, width=4)
+    formed = dataclasses.replace(model, forms=("looked_up_gates",))
+    assert formed.forms_taken(9) == ()
+    assert formed.forms_taken(10) == ("looked_up_gates",)
+    few = models.build("lstm", input_shape=(5,), classes=2, width=4)
+    assert dataclasses.replace(few, forms=("looked_up_gates",)).forms_taken(7) == ()
+    narrow = models.build("lstm", input_shape=(5,), classes=45, width=4, precision="bfloat16")
+    assert dataclasses.replace(narrow, forms=("looked_up_gates",)).forms_taken(10) == ()
 
 
 FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "resnet": ({"depth": 8, "width": 4}, {"patches", "strided"}),
     "mobilenet": ({"depth": 4, "width": 4}, {"depthwise", "patches"}),
     "convnext": ({"depth": 1, "width": 4}, {"depthwise", "patches"}),
+    "lstm": ({"depth": 2, "width": 4}, {"looked_up_gates", "recurrence"}),
 }
 
 
@@ -189,16 +202,20 @@ FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
 )
 def test_a_network_with_forms_has_the_gradients_of_the_plain_one(family):
     arguments, taken = FAMILIES[family]
-    plain = models.build(family, input_shape=(16, 16, 3), classes=3, **arguments)
+    reads_tokens = family == "lstm"
+    input_shape, examples = ((9,), 64) if reads_tokens else ((16, 16, 3), 4)
+    plain = models.build(family, input_shape=input_shape, classes=3, **arguments)
     formed = dataclasses.replace(plain, forms=forms.forms_of("cpu"))
-    assert set(formed.forms_taken(4)) == taken
-    assert plain.forms_taken(4) == ()
+    assert set(formed.forms_taken(examples)) == taken
+    assert plain.forms_taken(examples) == ()
     variables = jax.jit(plain.init)(jax.random.key(0))
     assert jax.tree.structure(variables) == jax.tree.structure(
         jax.eval_shape(formed.init, jax.random.key(0))
     )
-    (x,) = draw((4, 16, 16, 3))
-    x = jnp.asarray(x, jnp.float32)
+    if reads_tokens:
+        x = jax.random.randint(jax.random.key(1), (examples, *input_shape), 0, 3)
+    else:
+        x = jnp.asarray(*draw((examples, *input_shape)), jnp.float32)
     assert jax.tree.structure(
         jax.eval_shape(functools.partial(formed.apply, train=True), variables, x)
     ) == jax.tree.structure(
@@ -216,7 +233,9 @@ def test_a_network_with_forms_has_the_gradients_of_the_plain_one(family):
         # what runs, and without it jaxlib 0.10.2 gets gradients of max-pooling wrong.
         given = variables["params"], variables, x
         with jax.enable_x64(dtype == "float64"):
-            given = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given)
+            given = jax.tree.map(
+                lambda leaf: jnp.asarray(leaf, dtype if leaf.dtype == jnp.float32 else None), given
+            )
             found = jax.jit(jax.grad(loss, has_aux=True))(*given)
         return list(map(np.asarray, jax.tree.leaves(found)))
 
@@ -250,3 +269,14 @@ def test_the_plan_says_which_forms_are_taken_and_plain_takes_none():
     assert taken["cpu", "auto"] == ["depthwise", "patches"]
     assert taken["cpu", "plain"] == taken["gpu", "plain"] == []
     assert taken["gpu", "auto"] == sorted(set(forms.forms_of("gpu")) & {"depthwise", "patches"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [({}, ["looked_up_gates"]), ({"accumulate": 4}, []), ({"optimizer": "dpsgd"}, [])],
+    ids=["batch", "micro-batches", "by-example"],
+)
+def test_the_plan_counts_the_examples_that_a_layer_meets_at_once(settings, taken):
+    dataset = data.load("stdlib:length=128")
+    config = RunConfig(model="lstm", width=4, batch_size=16, updates=1, **settings)
+    assert make_plan(config, dataset, "cpu").resolved()["forms"] == taken

@@ -28,6 +28,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "strided": ("cpu",),
     "causal_attention": ("cpu",),
     "recurrence": ("cpu",),
+    "looked_up_gates": ("cpu",),
 }
 LOOPING_FORMS = frozenset({"causal_attention"})  # whose operations XLA cannot count
 
@@ -212,37 +213,76 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     return outputs.reshape(-1, *outputs.shape[2:]).swapaxes(1, 2)
 
 
+# Examples from which on a product at each position repays adding its share to the weights' gradient
+# at each position; and from which on a lookup repays its scattered gradient. Where gradients are
+# taken by example, a layer meets one at a time (docs/performance.md).
+_JOINT_EXAMPLES, _LOOKUP_EXAMPLES = 64, 8
+
+
+def recurs_jointly(examples: int) -> bool:
+    """Whether a batch of so many examples is to multiply inputs and hidden state at once."""
+    return examples >= _JOINT_EXAMPLES and takes("recurrence")
+
+
 def recurrence(
     advance: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
     start: tuple[jax.Array, jax.Array],
-    x: jax.Array,
-    kernel: jax.Array,
-    recurrent: jax.Array,
-    bias: jax.Array,
+    inputs: jax.Array,
+    gates: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """A recurrent layer that multiplies a position's inputs and its hidden state at once.
+    """A recurrent layer that makes a position's gates when it comes to the position.
 
     The plain layer multiplies all positions' inputs before the loop, which writes and reads gates
-    of hundreds of megabytes; here a position's gates stay in the cache. They are all that is kept
-    for the gradient, which computes the rest again.
+    of hundreds of megabytes; here a position's gates stay in the cache. The products are all that
+    is kept for the gradient, which computes the rest again.
 
     Args:
         advance: gives the new carry and the output from the carry and the gates.
         start: the carry to begin with; its second part is the hidden state [batch, width].
-        x: [length, batch, in].
-        kernel: of the inputs [in, gates].
-        recurrent: of the hidden state [width, gates].
-        bias: [gates].
+        inputs: [length, batch, ...].
+        gates: gives a position's gates from its inputs and the hidden state, as by `joint_gates`
+            or `looked_up_gates`.
 
     Returns:
         The outputs [length, batch, width].
     """
-    weights = jnp.concatenate([kernel, recurrent])
 
     @functools.partial(
         jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable
     )
     def step(carry, at_position):
-        return advance(carry, jnp.concatenate([at_position, carry[1]], -1) @ weights + bias)
+        return advance(carry, gates(at_position, carry[1]))
 
-    return lax.scan(step, start, x)[1]
+    return lax.scan(step, start, inputs)[1]
+
+
+def joint_gates(kernel: jax.Array, recurrent: jax.Array, bias: jax.Array):
+    """Gates by one product, of inputs [batch, in] beside the hidden state [batch, width].
+
+    Args:
+        kernel: of the inputs [in, gates].
+        recurrent: of the hidden state [width, gates].
+        bias: [gates].
+    """
+    weights = jnp.concatenate([kernel, recurrent])
+    return lambda x, hidden: jnp.concatenate([x, hidden], -1) @ weights + bias
+
+
+def looks_up(vocabulary: int, tokens: jax.Array) -> bool:
+    """Whether tokens [batch, length] are to have their gates made once for each of a vocabulary."""
+    suits = len(tokens) >= _LOOKUP_EXAMPLES and tokens.size > vocabulary
+    return suits and takes("looked_up_gates")
+
+
+def looked_up_gates(table: jax.Array, recurrent: jax.Array):
+    """Gates of tokens [batch], whose products with the inputs' weights are made beforehand.
+
+    A text has far fewer different tokens than positions, so a product for each token and a lookup
+    at each position take the place of a product at each position: for as many inputs as units that
+    is half of the layer's multiplications.
+
+    Args:
+        table: each token's vector times the inputs' weights, bias included [tokens, gates].
+        recurrent: of the hidden state [width, gates].
+    """
+    return lambda token, hidden: table[token] + hidden @ recurrent

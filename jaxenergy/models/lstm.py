@@ -6,6 +6,7 @@ References:
     forget gate's bias of one).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,8 +30,13 @@ class LSTMLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, length, n] to [batch, length, width]."""
+    def __call__(self, x: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """Maps [batch, length, n] to [batch, length, width].
+
+        Args:
+            x: a vector for each position; where `tokens` are given, one for each, [tokens, n].
+            tokens: [batch, length].
+        """
         from_inputs = dense(4 * self.width, self.dtype)
         shape = (self.width, 4 * self.width)
         recurrent = self.param("recurrent", nn.initializers.orthogonal(), shape)
@@ -43,15 +49,17 @@ class LSTMLayer(nn.Module):
             hidden = nn.sigmoid(out) * self.activation(cell)
             return (cell, hidden), hidden
 
-        zeros = jnp.zeros((x.shape[0], self.width), self.dtype)
+        def run(inputs: jax.Array, gates: Callable) -> jax.Array:
+            return forms.recurrence(advance, start, inputs.swapaxes(0, 1), gates).swapaxes(0, 1)
+
+        zeros = jnp.zeros((len(x if tokens is None else tokens), self.width), self.dtype)
         start = zeros, zeros
-        if x.dtype != jnp.bfloat16 and forms.takes("recurrence"):
+        if tokens is not None:
+            return run(tokens, forms.looked_up_gates(from_inputs(x), recurrent))
+        if x.dtype != jnp.bfloat16 and forms.recurs_jointly(len(x)):
             from_inputs(x[:, :1])  # which makes its parameters known
             weights = from_inputs.variables["params"]
-            hidden = forms.recurrence(
-                advance, start, x.swapaxes(0, 1), weights["kernel"], recurrent, weights["bias"]
-            )
-            return hidden.swapaxes(0, 1)
+            return run(x, forms.joint_gates(weights["kernel"], recurrent, weights["bias"]))
 
         def step(carry: tuple[jax.Array, jax.Array], from_input: jax.Array):
             return advance(carry, from_input + carry[1] @ recurrent)
@@ -74,9 +82,14 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """Logits [batch, length, tokens] of token sequences [batch, length]."""
-        x = nn.Embed(self.classes, self.width, dtype=self.dtype)(inputs)
+        embed = nn.Embed(self.classes, self.width, dtype=self.dtype)
+        if self.dtype != jnp.bfloat16 and forms.looks_up(self.classes, inputs):
+            x, tokens = embed(jnp.arange(self.classes)), inputs
+        else:
+            x, tokens = embed(inputs), None
         for _ in range(self.depth):
-            x = LSTMLayer(self.width, self.activation, self.dtype)(x)
+            x = LSTMLayer(self.width, self.activation, self.dtype)(x, tokens)
+            tokens = None  # they are the first layer's alone
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return classify(x, self.classes, self.dtype)
 

@@ -188,6 +188,8 @@ def make_plan(
     state = jax.eval_shape(make_init(program), jax.random.key(0))
     initial = None if read_initial is None else read_initial(model)
     checkpoint_updates, checkpoint_seconds = config.checkpoint_interval()
+    # A gradient by example is that of a batch of one, many times over.
+    at_once = 1 if optimizer.per_example_gradients else config.batch_size // config.accumulate
     return Plan(
         config=config,
         dataset=dataset,
@@ -203,7 +205,7 @@ def make_plan(
         parameters=count_parameters(state.params),
         trained_parameters=count_parameters(program.trained(state.params)),
         initial=initial,
-        forms=model.forms_taken(config.batch_size // config.accumulate),
+        forms=model.forms_taken(at_once),
     )
 
 
