@@ -91,7 +91,7 @@ def build_jax(contender: str, name: str) -> tuple[Callable[[], None], dict[str, 
     import jax
     from zoo import build_plan, forward_flops
 
-    from jaxenergy.training.programs import compiler_options, transfer
+    from jaxenergy.training.programs import transfer
     from jaxenergy.training.steps import make_init, make_orders, make_updates
 
     plan = build_plan(name, "cpu", forms="plain" if contender == "plain" else "auto")
@@ -101,7 +101,7 @@ def build_jax(contender: str, name: str) -> tuple[Callable[[], None], dict[str, 
     orders = jax.jit(make_orders(train.labels.shape[0]))(jax.random.key(1), 0)
     lowered = jax.jit(make_updates(plan.program, 1), donate_argnums=0).lower(state, train, orders)
     begun_s = time.perf_counter()
-    compiled = lowered.compile(compiler_options(plan.program.model, lowered, "cpu"))
+    compiled = lowered.compile()
     compile_s = time.perf_counter() - begun_s
     states = [jax.block_until_ready(state)]
 

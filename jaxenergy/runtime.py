@@ -26,13 +26,15 @@ _MALLOPT = (
 # Flags by name, with the versions of jaxlib on which they were tried: from the first, up to and
 # without the second. XLA aborts the process at a flag that it does not know, so a newer jaxlib gets
 # none until somebody has tried it. A flag's name says its platform; the others pay it no heed.
-_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
-_YNNPACK_FOR = (
-    "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-)
 _XLA_FLAGS = (
-    # YNNPACK for dots and sums, not for convolutions, which XLA's own (Eigen) kernels do faster.
-    (f"--{_YNNPACK}", _YNNPACK_FOR, (0, 10, 2), (0, 12, 1)),
+    # YNNPACK for dots and sums; not for convolutions, which XLA's own (Eigen) kernels do faster,
+    # nor for elementwise operations, which it takes one by one (and not on arrays made by LAPACK).
+    (
+        "--xla_cpu_experimental_ynn_fusion_type",
+        "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+        (0, 10, 2),
+        (0, 12, 1),
+    ),
 )
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -54,21 +56,6 @@ def prepare() -> dict[str, dict]:
         "compilation_cache": _prepare_compilation_cache(too_late),
         "threads": _read_threads(),
     }
-
-
-def elementwise_options() -> dict[str, str] | None:
-    """Compiler options of a program whose elementwise operations YNNPACK is to do as well.
-
-    Between 3 x 3 convolutions it does them faster than XLA, elsewhere slower (docs/performance.md).
-    It refuses the column-major arrays that LAPACK gives, so a program that calls LAPACK must do
-    without.
-
-    Returns:
-        The options; None where `prepare` did not choose for what YNNPACK is used.
-    """
-    if f"--{_YNNPACK}={_YNNPACK_FOR}" not in os.environ.get("XLA_FLAGS", "").split():
-        return None
-    return {_YNNPACK: f"{_YNNPACK_FOR},LIBRARY_FUSION_TYPE_ELTWISE"}
 
 
 def _prepare_allocator(too_late: str | None) -> dict:

@@ -69,11 +69,7 @@ class JaxSide(Side):
         lowered = self._jax.jit(updates, donate_argnums=0).lower(
             self._state, self._split, self._orders[0]
         )
-        from jaxenergy.training.programs import compiler_options
-
-        self._compiled = lowered.compile(
-            compiler_options(self._program.model, lowered, self._device.platform)
-        )
+        self._compiled = lowered.compile()
 
     def call(self) -> None:
         """Calls it, on the epoch in which its first example lies."""

@@ -81,6 +81,5 @@ FAMILY = Family(
         "pool": Argument(str, "max", choices=("max", "mean")),
         "dropout": DROPOUT,
     },
-    ynn_elementwise=True,
     presets=(cnn_6x32, cnn_9x64),
 )

@@ -133,8 +133,6 @@ class Family:
         recurrent: whether it loops over time inside, which XLA counts once.
         vectors: whether an example may be a plain vector of numbers, as one pixel of an image: the
             family looks at no neighbourhood.
-        ynn_elementwise: whether its elementwise operations are better left to YNNPACK on the CPU
-            (`runtime.elementwise_options`): norms and activations between 3 x 3 convolutions are.
     """
 
     module: type[nn.Module]
@@ -150,4 +148,3 @@ class Family:
     dot_only: bool = False
     recurrent: bool = False
     vectors: bool = False
-    ynn_elementwise: bool = False

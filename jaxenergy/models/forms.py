@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 # Each form with the platforms on which it was measured to pay its way.
 FORMS: dict[str, tuple[str, ...]] = {
+    "materialised": ("cpu",),
     "depthwise": ("cpu",),
     "patches": ("cpu",),
     "strided": ("cpu",),
@@ -64,6 +66,41 @@ def takes(name: str) -> bool:
     return is_open
 
 
+_same = jax.jit(lambda x: x)
+
+
+def _once(x: jax.Array) -> jax.Array:
+    # A call that is not inlined, as it stands in what XLA compiles. `lax.optimization_barrier` does
+    # not help: on the CPU it is gone before anything is fused.
+    return set_xla_metadata(_same(x), inlineable="false")
+
+
+@jax.custom_vjp
+def _materialised(x: jax.Array) -> jax.Array:
+    return _once(x)
+
+
+_materialised.defvjp(lambda x: (_once(x), None), lambda _, gradient: (_once(gradient),))  # type: ignore[attr-defined]
+
+
+def materialised(x: jax.Array) -> jax.Array:
+    """X itself, but it and the gradient to it are computed once and written to memory.
+
+    XLA on the CPU fuses what makes an array into each of its users, which compute it again, one
+    number at a time where they transpose it, as the gradient to a kernel does: ResNet-8's norms and
+    activations are computed three times, at several times the cost of reading them.
+    """
+    return _materialised(x) if x.size >= _MATERIALISED and takes("materialised") else x
+
+
+_MATERIALISED = 2**15  # numbers from which on: the call takes some microseconds
+
+
+def multiply(x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
+    """The product of a dense layer, `lax.dot_general`, materialised."""
+    return materialised(lax.dot_general(x, kernel, *arguments, **options))
+
+
 def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plain: Any):
     """A square convolution with zero padding, in the form that suits its shape.
 
@@ -78,6 +115,10 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     Returns:
         [batch, height / strides, width / strides, out].
     """
+    return materialised(_convolve(materialised(x), kernel, strides, padding, **plain))
+
+
+def _convolve(x, kernel, strides, padding, **plain):
     size, stride, channels = kernel.shape[0], strides[0], x.shape[-1]
     divides = x.shape[1] % stride == x.shape[2] % stride == 0
     if plain["feature_group_count"] > 1:

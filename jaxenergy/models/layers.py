@@ -35,7 +35,13 @@ def scaled_init(gain: float) -> Callable[..., jax.Array]:
 
 def dense(features: int, dtype: Any, gain: float = 1.0, use_bias: bool = True) -> nn.Dense:
     """A fully connected layer with this project's initialisation."""
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=scaled_init(gain))
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=scaled_init(gain),
+        dot_general=forms.multiply,
+    )
 
 
 def conv(

@@ -192,6 +192,5 @@ FAMILY = Family(
         "block": Argument(str, "basic", choices=("basic", "bottleneck")),
         "stochastic_depth": STOCHASTIC_DEPTH,
     },
-    ynn_elementwise=True,
     presets=(resnet8, resnet20, resnet56, resnet164),
 )

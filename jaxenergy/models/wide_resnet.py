@@ -88,6 +88,5 @@ FAMILY = Family(
         "dropout": DROPOUT,
         "stochastic_depth": STOCHASTIC_DEPTH,
     },
-    ynn_elementwise=True,
     presets=(wrn_16_4, wrn_28_10),
 )

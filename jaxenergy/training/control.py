@@ -35,7 +35,7 @@ from jaxenergy.training.ppo import (
     make_init,
     make_iteration,
 )
-from jaxenergy.training.programs import compiler_options, count_cache_events, was_cached
+from jaxenergy.training.programs import count_cache_events, was_cached
 from jaxenergy.training.steps import CallMetrics
 
 _DEFAULT_STEPS = 500_000  # of all environments together: TOTAL_TIMESTEPS of PureJaxRL's ppo.py
@@ -276,10 +276,9 @@ def compile_control(plan: ControlPlan, platform: str) -> ControlPrograms:
         init = jax.jit(make_init(plan.program)).lower(state_key).compile()
         state = jax.eval_shape(make_init(plan.program), state_key)
         lowered = jax.jit(make_iteration(plan.program), donate_argnums=0).lower(state)
-        options = compiler_options(plan.program.model, lowered, platform)
-        iteration = lowered.compile(options)
+        iteration = lowered.compile()
         evaluate = {
-            split: jax.jit(make_evaluate(plan.program, split)).lower(state).compile(options)
+            split: jax.jit(make_evaluate(plan.program, split)).lower(state).compile()
             for split in ("validation", "test")
         }
     reason = "an iteration loops over steps and minibatches, and XLA counts a loop's body once"

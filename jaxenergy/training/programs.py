@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import monitoring
 
-from jaxenergy import runtime
 from jaxenergy.data.dataset import UNLABELLED
-from jaxenergy.models import MODELS, Model
 from jaxenergy.models.forms import LOOPING_FORMS
 from jaxenergy.training.plan import Plan, updates_per_call
 from jaxenergy.training.steps import (
@@ -207,20 +205,19 @@ def compile_programs(plan: Plan, splits: dict[str, DeviceSplit], platform: str) 
         orders = jax.ShapeDtypeStruct((2, examples), jnp.int32)
         arguments = (state, splits["train"], orders)
         lowered = jax.jit(make_updates(plan.program, 1), donate_argnums=0).lower(*arguments)
-        options = compiler_options(plan.program.model, lowered, platform)
-        updates = {1: lowered.compile(options)}
+        updates = {1: lowered.compile()}
         cost = _cost_of_update(plan, updates[1], arguments)
         longest = updates_per_call(plan, cost["flops_per_update"], platform)
         if longest > 1:
             updates[longest] = (
                 jax.jit(make_updates(plan.program, longest), donate_argnums=0)
                 .lower(*arguments)
-                .compile(options)
+                .compile()
             )
         evaluate = {
             name: jax.jit(make_evaluate(plan.program, size))
             .lower(state, splits[name], np.int32(0))
-            .compile(options)
+            .compile()
             for name, size in plan.eval_batch_sizes.items()
         }
     return Programs(
@@ -261,19 +258,6 @@ def count_cache_events() -> Iterator[dict[str, int]]:
 def was_cached(events: Mapping[str, int]) -> bool:
     """Whether all programs were found in the cache."""
     return events["hits"] > 0 and events["misses"] == 0
-
-
-def compiler_options(model: Model, lowered: Any, platform: str) -> dict[str, str] | None:
-    """The compiler options of a network's programs: see `runtime.elementwise_options`.
-
-    Args:
-        model: the network.
-        lowered: its lowered update.
-        platform: `cpu` or `gpu`.
-    """
-    if platform != "cpu" or not MODELS[model.family].ynn_elementwise:
-        return None
-    return None if "lapack" in lowered.as_text() else runtime.elementwise_options()
 
 
 def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, Any]:

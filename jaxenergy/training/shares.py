@@ -51,7 +51,6 @@ from jaxenergy.energy.rounds import Rounds, line_duration_s, measure_rounds, too
 from jaxenergy.meters import Device, Meters, open_meters
 from jaxenergy.stats import Estimate, long_run_mean
 from jaxenergy.training.plan import Plan, make_plan
-from jaxenergy.training.programs import compiler_options
 from jaxenergy.training.session import one_device
 from jaxenergy.training.steps import (
     Batch,
@@ -291,10 +290,8 @@ def make_cases(plan: Plan) -> dict[str, "Case"]:
     make_order = make_orders(len(train.labels), program.multitask)
     orders = jax.jit(make_order)(order_key, np.int32(0))
     new_state = jax.jit(make_init(program))
-    lowered = jax.jit(make_updates(program, 1)).lower(new_state(state_key), split, orders)
-    options = compiler_options(program.model, lowered, jax.default_backend())
     programs = {
-        name: jax.jit(function, donate_argnums=0, compiler_options=options)
+        name: jax.jit(function, donate_argnums=0)
         for name, function in make_programs(program).items()
     }
     batch = jax.jit(make_take_batch(program))(new_state(state_key), split, orders)
