@@ -1,11 +1,11 @@
 """Other forms of what plain Flax computes, for platforms on which XLA makes slow code of it.
 
 The energy of a slow program is not the energy of the set-up. So where another way of writing the
-same mathematics takes at least a tenth off an update on a platform, it stands here, in `FORMS`, and
-is taken there, by platform and shape; everywhere else, and with `--forms=plain`, plain Flax is what
-runs. A form changes no parameter, no shape, and its values and gradients are the plain ones to
-rounding (`tests/test_forms.py`). What each gains, and what was tried and gains nothing, is in
-`docs/performance.md`.
+same mathematics takes at least a tenth off the updates that it is for on a platform, it stands
+here, in `FORMS`, and is taken there, by platform and shape; everywhere else, and with
+`--forms=plain`, plain Flax is what runs. A form changes no parameter, no shape, and its values and
+gradients are the plain ones to rounding (`tests/test_forms.py`). What each gains, and what was
+tried and gains nothing, is in `docs/performance.md`.
 
 Layers ask `takes(form)` while a network is traced; `Model.apply` says by `choose` which are open.
 """
