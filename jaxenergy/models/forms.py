@@ -66,6 +66,8 @@ def takes(name: str) -> bool:
     return is_open
 
 
+_MATERIALISED = 2**15  # numbers from which on: the call takes some microseconds
+
 _same = jax.jit(lambda x: x)
 
 
@@ -87,13 +89,9 @@ def materialised(x: jax.Array) -> jax.Array:
     """X itself, but it and the gradient to it are computed once and written to memory.
 
     XLA on the CPU fuses what makes an array into each of its users, which compute it again, one
-    number at a time where they transpose it, as the gradient to a kernel does: ResNet-8's norms and
-    activations are computed three times, at several times the cost of reading them.
+    number at a time where they transpose it, as the gradient to a kernel does.
     """
     return _materialised(x) if x.size >= _MATERIALISED and takes("materialised") else x
-
-
-_MATERIALISED = 2**15  # numbers from which on: the call takes some microseconds
 
 
 def multiply(x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
