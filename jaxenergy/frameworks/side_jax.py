@@ -66,10 +66,8 @@ class JaxSide(Side):
     def build(self) -> None:
         """Compiles the call."""
         updates = self._steps.make_updates(self._program, self.updates_per_call)
-        lowered = self._jax.jit(updates, donate_argnums=0).lower(
-            self._state, self._split, self._orders[0]
-        )
-        self._compiled = lowered.compile()
+        jitted = self._jax.jit(updates, donate_argnums=0)
+        self._compiled = jitted.lower(self._state, self._split, self._orders[0]).compile()
 
     def call(self) -> None:
         """Calls it, on the epoch in which its first example lies."""

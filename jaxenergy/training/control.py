@@ -261,12 +261,11 @@ class ControlPrograms:
         jax.block_until_ready(self.iteration(state))
 
 
-def compile_control(plan: ControlPlan, platform: str) -> ControlPrograms:
+def compile_control(plan: ControlPlan) -> ControlPrograms:
     """Compiles every program of a run on a control task.
 
     Args:
         plan: what will be run.
-        platform: `cpu` or `gpu`.
 
     Returns:
         The programs, none of which has run.
@@ -275,8 +274,7 @@ def compile_control(plan: ControlPlan, platform: str) -> ControlPrograms:
     with count_cache_events() as events:
         init = jax.jit(make_init(plan.program)).lower(state_key).compile()
         state = jax.eval_shape(make_init(plan.program), state_key)
-        lowered = jax.jit(make_iteration(plan.program), donate_argnums=0).lower(state)
-        iteration = lowered.compile()
+        iteration = jax.jit(make_iteration(plan.program), donate_argnums=0).lower(state).compile()
         evaluate = {
             split: jax.jit(make_evaluate(plan.program, split)).lower(state).compile()
             for split in ("validation", "test")

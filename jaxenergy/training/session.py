@@ -318,7 +318,7 @@ class _Session:
         with ledger.phase("compile") as phase:
             programs: Programs | ControlPrograms
             if isinstance(plan, ControlPlan):
-                programs = compile_control(plan, self.platform)
+                programs = compile_control(plan)
             else:
                 programs = compile_programs(plan, splits, self.platform)
             phase.fence(splits)
