@@ -86,7 +86,7 @@ _materialised.defvjp(lambda x: (_once(x), None), lambda _, gradient: (_once(grad
 
 
 def materialised(x: jax.Array) -> jax.Array:
-    """X itself, but it and the gradient to it are computed once and written to memory.
+    """An array as it is, but it and the gradient to it are computed once and written to memory.
 
     XLA on the CPU fuses what makes an array into each of its users, which compute it again, one
     number at a time where they transpose it, as the gradient to a kernel does.
