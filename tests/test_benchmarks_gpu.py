@@ -27,6 +27,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import gpu_instrument  # noqa: E402
 import gpu_stage  # noqa: E402
 import gpu_tests  # noqa: E402
+from zoo import CASES  # noqa: E402
 
 POWER_W = 300.0
 
@@ -235,28 +236,33 @@ def test_frameworks_are_compared_by_the_joules_of_the_card(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_zoo_tells_joules_time_and_share_of_the_peak(tmp_path):
+def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_path):
     library = simulated_nvml.build(tmp_path)
     Cards(tmp_path / "state", [Card(name="NVIDIA H200", power_w=POWER_W)]).write()
+    networks = [f"{name}_bfloat16" for name in CASES]
     done = gpu_sh(
         "zoo",
         "--budget=smoke",
-        "--only=peak_float32,mlp_float32",
+        f"--only={','.join(['peak_bfloat16', *networks])}",
         f"--results={tmp_path / 'results'}",
         env=simulated_nvml.environment(library, tmp_path / "state"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / "results" / "nvidia-h200" / "zoo.json").read_text())
-    peak, found = (record["checks"][name] for name in ("peak_float32", "mlp_float32"))
-    result = found["frameworks"]["jax"]
-    # One hidden layer of 8 units over 3072 numbers: 2 FLOPs a weight, forward, three times over.
-    assert found["flops_per_update"] == 3 * 16 * 2 * (3072 * 8 + 8 * 10)
-    assert result["j_per_update"] == pytest.approx(POWER_W * result["seconds_per_update"], rel=0.5)
-    assert result["mfu"] == pytest.approx(result["flop_per_s"] / peak["flop_per_s"], rel=1e-4)
-    if "torch_eager" in found["frameworks"]:
-        assert found["time_over_jax"]["torch_eager"]["value"] > 0
-    else:
-        assert "PyTorch" in found["why"]["torch_eager"]
+    checks = json.loads((tmp_path / "results" / "nvidia-h200" / "zoo.json").read_text())["checks"]
+    # Two hidden layers of 8 units over 3072 numbers: 2 FLOPs a weight, forward, three times over.
+    flops = 3 * 16 * 2 * (3072 * 8 + 8 * 8 + 8 * 10)
+    assert checks["mlp_bfloat16"]["flops_per_update"] == flops
+    peak = checks["peak_bfloat16"]["flop_per_s"]
+    for network in networks:
+        found = checks[network]
+        result = found["frameworks"]["jax"]
+        joules = POWER_W * result["seconds_per_update"]
+        assert result["j_per_update"] == pytest.approx(joules, rel=0.5), network
+        assert result["mfu"] == pytest.approx(result["flop_per_s"] / peak, rel=1e-4), network
+        if "torch_eager" in found["frameworks"]:
+            assert found["time_over_jax"]["torch_eager"]["value"] > 0, network
+        else:
+            assert "PyTorch" in found["why"]["torch_eager"], network
 
 
 # --- the studies stage ----------------------------------------------------------------------------
