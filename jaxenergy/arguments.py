@@ -103,10 +103,9 @@ class Argument:
     def describe(self) -> str:
         """The values allowed, in words."""
         kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
-        words = " / ".join(_KIND_NAMES[kind] for kind in kinds)
-        if self.choices:
-            words = ", ".join(self.choices)
-        elif {int, float} & set(kinds) and str(self.interval) != "finite":
+        names = {**_KIND_NAMES, str: ", ".join(self.choices) or _KIND_NAMES[str]}
+        words = " / ".join(names[kind] for kind in kinds)
+        if {int, float} & set(kinds) and str(self.interval) != "finite":
             words += f" {self.interval}"
         return words + (", or none" if self.optional else "")
 

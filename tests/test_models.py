@@ -15,7 +15,14 @@ import pytest
 from jaxenergy import models
 from jaxenergy.activations import ACTIVATIONS, Activation
 from jaxenergy.errors import UsageError
-from jaxenergy.models.layers import drop_path, drop_path_rates, normalise, pool_2x2
+from jaxenergy.models.attention import head_count
+from jaxenergy.models.layers import (
+    drop_path,
+    drop_path_rates,
+    group_size,
+    normalise,
+    pool_2x2,
+)
 
 CLASSES = 3
 
@@ -578,3 +585,15 @@ def test_a_presets_values_are_defaults():
 def test_wrong_values_are_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         models.build(**{"input_shape": (8, 8, 1), "classes": 10, **arguments})
+
+
+def test_a_norm_that_would_leave_nothing_is_refused_or_widened():
+    narrow = models.build("mlp", input_shape=(8, 8, 1), classes=10, width=1, norm="layer")
+    with pytest.raises(UsageError, match="--width must be at least 2"):
+        jax.eval_shape(narrow.init, jax.random.key(0))
+    assert [group_size(channels) for channels in (64, 24, 20, 7, 6)] == [16, 8, 4, 7, 6]
+
+
+def test_heads_are_as_many_as_divide_the_width_unless_asked_for():
+    assert [head_count(width, None) for width in (16, 64, 100, 96)] == [1, 2, 2, 3]
+    assert head_count(100, 4) == 4

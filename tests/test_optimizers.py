@@ -199,11 +199,22 @@ def test_every_optimizer_of_the_installed_optax_is_there():
     assert aliases | contributed | {"lookahead"} == {*NAMES, *LEFT_OUT}
 
 
+# Whose own decay Optax gives no mask.
+DECAY_ALL = {
+    *("dadapt_adamw", "madgrad", "momo", "momo_adam", "novograd", "prodigy"),
+    *("schedule_free_adamw", "schedule_free_sgd"),
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_takes_a_schedule_decay_and_clipping_together_or_refuses_them(name):
     row = optimizers.OPTIMIZERS[name]
     build = partial(optimizers.build, name, total_updates=10)
     changes: dict[str, Any] = {"weight_decay": 0.1, "clip_norm": 1.0}
+    if name in DECAY_ALL:
+        with pytest.raises(UsageError, match=r"--optimizer_args=weight_decay=0\.1 for"):
+            build(weight_decay=changes.pop("weight_decay"))
+        assert build({"weight_decay": "0.1"}).hyper_parameters["weight_decay"] == 0.1
     if row.schedule_goes == "nowhere":
         with pytest.raises(UsageError, match="allowed: constant"):
             build(schedule="cosine")
@@ -330,6 +341,36 @@ def test_weight_decay_is_the_optimizers_own_or_an_l2_term_and_leaves_vectors_alo
         optimizers.build("adamw", {"weight_decay": "0.1"}, total_updates=1, weight_decay=0.2)
 
 
+def test_muon_moves_matrices_and_kernels_by_orthogonal_steps():
+    """Singular values lie about one, where the gradient's are spread."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"matrix": (16, 8), "kernel": (3, 3, 4, 8), "bias": (8,)}
+    grads = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+    tx = optimizers.build("muon", total_updates=1, learning_rate=1.0, schedule="constant").tx
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for name in ("matrix", "kernel"):
+        values = np.linalg.svd(updates[name].reshape(-1, 8), compute_uv=False)
+        assert (values > 0.6).all(), name
+        assert (values < 1.3).all(), name
+    steps = np.abs(updates["bias"])  # Adam's first one is as long for all
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpsgd", "noisy_sgd", "sophia"])
+def test_noise_comes_from_the_seed_unless_a_key_is_given(name):
+    def keys(*args, **settings):
+        optimizer = optimizers.build(name, *args, total_updates=1, **settings)
+        state = optimizer.tx.init(make_params())
+        # PRNG keys are the state's unsigned numbers.
+        drawn = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.uint32]
+        return optimizer.hyper_parameters["key"], np.concatenate(drawn).tolist()
+
+    assert keys(seed=3)[0] == 3
+    assert keys(seed=3) != keys()
+    assert keys({"key": "3"}) == keys({"key": "3"}, seed=4) == keys(seed=3)
+
+
 def test_clipping_bounds_the_global_norm():
     clipped = optimizers.build(
         "sgd", total_updates=1, learning_rate=1.0, schedule="constant", clip_norm=0.3
@@ -354,6 +395,12 @@ def test_clipping_bounds_the_global_norm():
         ({"name": "sgd", "schedule": "cosine:stop=1"}, "Allowed: end"),
         ({"name": "sgd", "schedule": "cosine:end=2"}, "at least 0 and at most 1"),
         ({"name": "adam", "args": {"mu_dtype": "int8"}}, "bfloat16"),
+        ({"name": "muon", "args": {"beta": "1.5"}}, "at least 0 and below 1"),
+        ({"name": "schedule_free", "args": {"b1": "0"}}, "above 0 and below 1"),
+        ({"name": "dog", "args": {"init_step": "heuristics/1"}}, "Did you mean 'heuristic'"),
+        ({"name": "dog", "args": {"init_step": "1"}}, "heuristic, learning_rate / a number above"),
+        ({"name": "sam", "args": {"base_optimizer": "adam"}}, "argument=base_optimizer is unknown"),
+        ({"name": "sam", "args": {"bases": "adam"}}, "argument=bases is unknown"),
         ({"name": "optax:sdg"}, "Did you mean 'optax:sgd'"),
         ({"name": "optax:sgd"}, "give --learning_rate"),
         ({"name": "optax:__version__"}, "not a function"),
@@ -394,6 +441,10 @@ def test_the_cost_of_an_update_is_what_the_formulas_need():
     assert costs["sam"].flops is None
     assert costs["sam"].why == "an update evaluates the loss again"
     assert costs["dpsgd"].flops is None
+    for name, args in (("lbfgs", {"linesearch": "none"}), ("galore", {})):
+        cost = update_cost(optimizers.build(name, args, total_updates=1), params)
+        assert cost.flops is None
+        assert "XLA" in str(cost.why)
 
 
 @pytest.mark.slow
@@ -460,15 +511,18 @@ def test_iterations_are_what_an_update_evaluates():
         assert optimizer.iterations_per_update == np.mean(iterations)
 
 
-@pytest.mark.parametrize("linesearch", ["zoom", "backtracking"])
-def test_a_line_search_tells_how_often_it_evaluated_the_loss(linesearch):
+@pytest.mark.parametrize("linesearch", ["zoom", "backtracking", "plug-in"])
+def test_a_line_search_tells_how_often_it_evaluated_the_loss(linesearch, plug_in):
     calls = []
 
     def counted(params):
         jax.debug.callback(lambda: calls.append(1))
         return quadratic(params)
 
-    optimizer = optimizers.build("lbfgs", {"linesearch": linesearch}, total_updates=3)
+    if linesearch == "plug-in":
+        optimizer = optimizers.build(f"{plug_in}:searching", total_updates=3, schedule="constant")
+    else:
+        optimizer = optimizers.build("lbfgs", {"linesearch": linesearch}, total_updates=3)
     assert optimizer.iterations_per_update is None
     params, state = make_params(), optimizer.tx.init(make_params())
     update = jax.jit(partial(optimizer.update, value_fn=counted))
@@ -478,7 +532,7 @@ def test_a_line_search_tells_how_often_it_evaluated_the_loss(linesearch):
         params, state = update(grads, state, params, value=value)
         jax.effects_barrier()
         assert optimizer.iterations(state) == 1 + len(calls)
-    assert quadratic(params) < 1e-6
+    assert quadratic(params) < (1e-6 if linesearch != "plug-in" else quadratic(make_params()))
 
 
 def test_lbfgs_without_a_line_search_is_optaxs_and_evaluates_once():
@@ -539,6 +593,10 @@ PLUG_IN = """
 
     def anything(learning_rate=0.1, **hyper):
         return optax.sgd(learning_rate, **hyper)
+
+    def searching(learning_rate=8.0):
+        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=9)
+        return optax.chain(optax.sgd(learning_rate), search)
 """
 
 

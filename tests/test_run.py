@@ -353,6 +353,7 @@ def test_an_optimizer_of_the_user_s_own_is_trained_with(tmp_path):
     assert record.state == "completed"
     assert record.config["resolved"]["optimizer_args"] == {"momentum": 0.9}
     assert record.config["resolved"]["learning_rate"] == 0.1
+    assert record.config["resolved"]["schedule"] == "cosine"
 
 
 @pytest.mark.slow

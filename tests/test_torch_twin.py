@@ -418,6 +418,10 @@ def test_the_line_search_finds_optaxs_step(max_steps):
             "Give --optimizer_args=linesearch=zoom or",
         ),
         ({"more": {"dropout": 0.1}}, "Give dropout=0."),
+        (
+            {"case": "cnn", "optimizer": "muon", "args": {"nesterov": False}},
+            "for networks with convolutions",
+        ),
     ],
 )
 def test_what_has_no_twin_is_refused_with_what_has(changes, said):

@@ -26,12 +26,13 @@ _HEAD_SIZE = 32
 
 
 def head_count(width: int, heads: int | None) -> int:
-    """The heads asked for, or one for every 32 features, at least one.
+    """The heads asked for, or as many as divide the width into heads of 32 features or more.
 
     Raises:
-        UsageError: the width is not a multiple of them.
+        UsageError: the width is not a multiple of the heads asked for.
     """
-    heads = heads or max(width // _HEAD_SIZE, 1)
+    if heads is None:
+        return next(n for n in range(max(width // _HEAD_SIZE, 1), 0, -1) if width % n == 0)
     if width % heads:
         raise UsageError(
             f"--width={width} is not possible with {heads} attention heads: it must be a multiple"

@@ -36,8 +36,8 @@ class ConvNeXtBlock(nn.Module):
     """7 x 7 depthwise convolution, norm, feed-forward layer, scale per channel, added to its input.
 
     The scale begins small so that a deep network begins as a shallow one: 0.1 for up to 18 blocks
-    after Touvron et al. 2021 (arXiv 2103.17239, section 2), where ConvNeXt's own, deeper, networks
-    take 1e-6.
+    after Touvron et al. 2021 (arXiv 2103.17239, section 2), where ConvNeXt's own networks, of 18
+    blocks and more, take 1e-6.
     """
 
     activation: Activation

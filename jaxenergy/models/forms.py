@@ -120,7 +120,8 @@ def _convolve(x, kernel, strides, padding, **plain):
     size, stride, channels = kernel.shape[0], strides[0], x.shape[-1]
     divides = x.shape[1] % stride == x.shape[2] % stride == 0
     if plain["feature_group_count"] > 1:
-        if plain["feature_group_count"] == channels == kernel.shape[-1] and takes("depthwise"):
+        by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
+        if by_channel and size % 2 == 1 and takes("depthwise"):
             return depthwise(x, kernel, stride)
     elif size in (1, stride) and divides and takes("patches"):
         return patch_product(x, kernel, stride)
@@ -135,7 +136,7 @@ _plain = functools.partial(
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Each channel's convolution as a sum of shifted images, one for each tap of the kernel.
+    """Each channel's convolution as a sum of shifted images, one for each tap of an odd kernel.
 
     XLA's grouped convolution on the CPU takes 4 to 10 times as long, forward and backward.
     """
@@ -167,7 +168,9 @@ def _shifted_backward(residuals, gradient):
     return _sum_of_taps(gradient, kernel[::-1, ::-1]), to_kernel
 
 
-_shifted.defvjp(lambda x, kernel: (_shifted(x, kernel), (x, kernel)), _shifted_backward)  # type: ignore[attr-defined]
+# Forward rules call no function with a gradient of its own: the derivative of a gradient, as in a
+# Hessian-vector product, could not go through it.
+_shifted.defvjp(lambda x, kernel: (_sum_of_taps(x, kernel), (x, kernel)), _shifted_backward)  # type: ignore[attr-defined]
 
 
 def patch_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -206,7 +209,7 @@ def _strided_backward(residuals, gradient):
     return to_x, to_kernel
 
 
-strided.defvjp(lambda x, kernel: (strided(x, kernel), (x, kernel)), _strided_backward)  # type: ignore[attr-defined]
+strided.defvjp(lambda x, kernel: (_plain(x, kernel, (2, 2)), (x, kernel)), _strided_backward)  # type: ignore[attr-defined]
 
 
 # Queries of a block, whose scores reach no key after it; and examples at a time, so that the scores

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxenergy.activations import Activation
+from jaxenergy.errors import UsageError
 from jaxenergy.models import forms
 
 NORMS = ("batch", "layer", "group", "none")
 
-# Channels per group of group normalisation: the best of Wu & He 2018, arXiv 1803.08494, table 3.
-_CHANNELS_PER_GROUP = 16
+# Channels per group of group normalisation: the best of Wu & He 2018, arXiv 1803.08494, table 3;
+# and the fewest, since one or two numbers normalised by themselves say next to nothing.
+_CHANNELS_PER_GROUP, _LEAST_PER_GROUP = 16, 4
 _MOMENTUM = 0.9  # of the running statistics of batch normalisation
 
 
@@ -22,7 +24,8 @@ def scaled_init(gain: float) -> Callable[..., jax.Array]:
     """Normal weights of variance gain / fan_in, cut off at two standard deviations.
 
     Args:
-        gain: 1 / E[f(z)^2] of the activation before the layer (`Activation.gain`); 1 at the input.
+        gain: 1 / E[f(z)^2] of the activation before the layer (`Activation.gain`); 1 at the input,
+            after a norm, and at the last layer, whose logits then begin small.
 
     Returns:
         A Flax initializer.
@@ -96,19 +99,31 @@ def normalise(
 
     Returns:
         An array like x.
+
+    Raises:
+        UsageError: a norm over the channels of each position where there is one channel.
     """
     if kind == "batch":
         x = nn.BatchNorm(
             use_running_average=not train, momentum=_MOMENTUM, dtype=dtype, scale_init=scale_init
         )(x)
     elif kind == "layer":
+        if x.shape[-1] == 1:
+            raise UsageError(
+                "norm=layer is not possible over one channel, which it makes zero: --width must be"
+                " at least 2."
+            )
         x = nn.LayerNorm(dtype=dtype, scale_init=scale_init)(x)
     elif kind == "group":
-        group_size = math.gcd(x.shape[-1], _CHANNELS_PER_GROUP)
-        x = nn.GroupNorm(
-            num_groups=None, group_size=group_size, dtype=dtype, scale_init=scale_init
-        )(x)
+        size = group_size(x.shape[-1])
+        x = nn.GroupNorm(num_groups=None, group_size=size, dtype=dtype, scale_init=scale_init)(x)
     return activation(x if added is None else added + x)
+
+
+def group_size(channels: int) -> int:
+    """Channels of a group of group normalisation; all of them where they have no fit divisor."""
+    size = math.gcd(channels, _CHANNELS_PER_GROUP)
+    return size if size >= _LEAST_PER_GROUP else channels
 
 
 def pool_2x2(x: jax.Array, kind: str) -> jax.Array:
@@ -205,10 +220,13 @@ def drop_path(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.
 
 
 def drop_path_rates(last: float, blocks: int) -> tuple[float, ...]:
-    """The rate of each block: from 0 at the first, growing linearly, to `last` at the last."""
+    """The rate of each block: from 0 at the first, growing linearly, to `last` at the last.
+
+    So a single block, the first, is never dropped.
+    """
     return tuple(last * block / max(blocks - 1, 1) for block in range(blocks))
 
 
-def classify(x: jax.Array, classes: int, dtype: Any, gain: float = 1.0) -> jax.Array:
+def classify(x: jax.Array, classes: int, dtype: Any) -> jax.Array:
     """The last layer: logits in float32 (in float64, where that is the precision before)."""
-    return dense(classes, dtype, gain)(x).astype(jnp.promote_types(dtype, jnp.float32))
+    return dense(classes, dtype)(x).astype(jnp.promote_types(dtype, jnp.float32))

@@ -20,12 +20,14 @@ from jaxenergy.arguments import Argument, read_arguments, split_arguments
 from jaxenergy.errors import UsageError
 from jaxenergy.optimizers.hyper_parameters import arguments_of, plug_in_arguments
 from jaxenergy.optimizers.schedules import SCHEDULES, build_schedule
-from jaxenergy.optimizers.table import OPTIMIZERS, Row
+from jaxenergy.optimizers.table import OPTIMIZERS, Row, line_search_iterations, searches
 from jaxenergy.registry import load_attribute
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "Settings", "build", "parse_args"]
 
 PyTree = Any
+
+_MASKS = frozenset({"mask", "weight_decay_mask"})  # what Optax calls which parameters decay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Settings:
         total_updates: updates of the run, which the schedule spans.
         weight_decay: as asked for; None for the optimizer's default.
         clip_norm: bound on the global norm of the gradient; None for no bound.
+        seed: default of the `key` from which an optimizer draws noise.
     """
 
     learning_rate: float | None
@@ -45,6 +48,7 @@ class Settings:
     total_updates: int
     weight_decay: float | None
     clip_norm: float | None
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +153,7 @@ def build(
     schedule: str | None = None,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
+    seed: int = 0,
 ) -> Optimizer:
     """Builds an optimizer by name.
 
@@ -162,8 +167,10 @@ def build(
             optimizer's default, which is cosine, and constant for those that take none.
         weight_decay: decay of parameters of two or more dimensions, as the optimizer has it
             (decoupled, as a hyper-parameter of its own); added to the gradient where it has none
-            (L2). None for the optimizer's default.
+            (L2). None for the optimizer's default. Refused where the optimizer's own decays all
+            parameters: that is an argument of the optimizer alone.
         clip_norm: bound on the global norm of the gradient, before anything else.
+        seed: default of the `key` of optimizers that draw noise.
 
     Returns:
         The optimizer.
@@ -177,7 +184,7 @@ def build(
     return _build(
         name,
         dict(args or {}),
-        Settings(learning_rate, schedule, total_updates, weight_decay, clip_norm),
+        Settings(learning_rate, schedule, total_updates, weight_decay, clip_norm, seed),
     )
 
 
@@ -186,6 +193,8 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
     is_plug_in = ":" in name
     row = _plug_in(name) if is_plug_in else OPTIMIZERS[name]
     arguments = plug_in_arguments(row.make, args) if is_plug_in else arguments_of(row.make)
+    if "key" in arguments and not is_plug_in:
+        arguments["key"] = dataclasses.replace(arguments["key"], default=settings.seed)
     if "learning_rate" in args:
         raise UsageError(
             "--optimizer_args: learning_rate is not given here; use --learning_rate="
@@ -216,8 +225,8 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
         before = _before(name, row, arguments, args, settings)
     resolved = read_arguments({**row.defaults, **args}, arguments, "--optimizer_args")
     transformation = _make(name, row, learning_rate, factor, resolved, base)
-    if is_plug_in:
-        _try_plug_in(name, transformation)
+    if is_plug_in and searches(_try_plug_in(name, transformation)):
+        row = dataclasses.replace(row, mean_iterations=lambda hyper_parameters: None)
     if factor is not None and row.schedule_goes == "after":
         transformation = optax.chain(transformation, optax.scale_by_schedule(factor))
     if before:
@@ -244,9 +253,11 @@ def _split_base(
     Returns:
         It, and the arguments that are left for the one around it.
     """
-    own = {key: value for key, value in args.items() if not key.startswith("base")}
     inner = {
         key.removeprefix("base."): value for key, value in args.items() if key.startswith("base.")
+    }
+    own = {
+        key: value for key, value in args.items() if key != "base" and not key.startswith("base.")
     }
     if settings.learning_rate is None and row.learning_rate is not None:
         settings = dataclasses.replace(settings, learning_rate=row.learning_rate)
@@ -275,6 +286,12 @@ def _before(
     if settings.clip_norm is not None:
         before.append(optax.clip_by_global_norm(settings.clip_norm))
     if settings.weight_decay is not None and own_decay is not None:
+        if not _MASKS.intersection(inspect.signature(row.make).parameters):
+            raise UsageError(
+                f"--weight_decay is not possible with --optimizer={name}, whose own decay takes"
+                f" biases and norms' scales along: give --optimizer_args={own_decay}="
+                f"{settings.weight_decay:g} for that."
+            )
         if own_decay in args:
             raise UsageError(
                 f"weight decay is given twice: --weight_decay={settings.weight_decay:g} and"
@@ -303,7 +320,7 @@ def _make(
     arguments = dict(hyper_parameters)
     parameters = inspect.signature(row.make).parameters
     if ":" not in name:
-        for mask in {"mask", "weight_decay_mask"} & set(parameters):
+        for mask in _MASKS.intersection(parameters):
             arguments[mask] = _is_matrix
     if base is not None:
         arguments["base_optimizer"] = base.tx
@@ -396,11 +413,21 @@ def _plug_in(spec: str) -> Row:
         )
     # What a line search takes; a transformation that needs none of it is not given it.
     extra_arguments = ("value", "grad", "value_fn")
-    return Row(function, default, schedule_goes="after", extra_arguments=extra_arguments)
+    return Row(
+        function,
+        default,
+        schedule_goes="after",
+        extra_arguments=extra_arguments,
+        iterations=line_search_iterations,
+    )
 
 
-def _try_plug_in(name: str, optimizer: Any) -> None:
-    """Refuses what a user's function gave unless it can update a matrix and a vector."""
+def _try_plug_in(name: str, optimizer: Any) -> PyTree:
+    """Refuses what a user's function gave unless it can update a matrix and a vector.
+
+    Returns:
+        The state, as shapes.
+    """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UsageError(
             f"--optimizer={name} gave {optimizer!r:.80}; it must give an"
@@ -422,3 +449,4 @@ def _try_plug_in(name: str, optimizer: Any) -> None:
         ) from error
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise UsageError(f"--optimizer={name}: an update changes the structure of the state.")
+    return state

@@ -50,6 +50,8 @@ def update_cost(optimizer: Optimizer, params: PyTree) -> UpdateCost:
         return UpdateCost(state_bytes, None, None, "an update evaluates the loss again")
     if optimizer.per_example_gradients:
         return UpdateCost(state_bytes, None, None, "it hangs on the batch size")
+    if optimizer.row.uncounted:
+        return UpdateCost(state_bytes, None, None, optimizer.row.uncounted)
 
     def update(grads: PyTree, state: PyTree, params: PyTree, value: jax.Array) -> PyTree:
         return optimizer.update(grads, state, params, value=value, value_fn=lambda params: value)

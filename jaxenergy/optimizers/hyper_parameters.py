@@ -47,7 +47,12 @@ _DECLARED: Mapping[str, Argument] = {
     "warmup_steps": Argument(int, None, NOT_NEGATIVE, optional=True),
     "adam_learning_rate": Argument(float, None, POSITIVE, optional=True),
     "consistent_rms": Argument(float, None, POSITIVE, optional=True),
-    "init_step": Argument((str, float), ("heuristic", 1e-6), POSITIVE),
+    "init_step": Argument(
+        (str, float),
+        ("heuristic", 1e-6),
+        POSITIVE,
+        choices=("distance", "heuristic", "learning_rate"),
+    ),
     "key": Argument(int, 0, NOT_NEGATIVE),
     "linesearch": Argument(str, "zoom", choices=("zoom", "backtracking", "none")),
     "variant": Argument(str, "sps", choices=("sps", "sps+")),
@@ -61,7 +66,7 @@ _SWITCHES = frozenset({"clipping_threshold", "clip_threshold"})
 
 _INTERVALS: Mapping[str, Interval] = {
     **dict.fromkeys(("b1", "b2", "b3", "adam_b1", "adam_b2", "betas", "decay", "rho"), FRACTION),
-    **dict.fromkeys(("eta_minus", "momentum", "factor", "slow_step_size"), FRACTION),
+    **dict.fromkeys(("beta", "eta_minus", "momentum", "factor", "slow_step_size"), FRACTION),
     **dict.fromkeys(
         ("rtol", "atol", "cooldown", "min_scale", "key", "noise_multiplier"), NOT_NEGATIVE
     ),
@@ -87,6 +92,16 @@ _INTERVALS: Mapping[str, Interval] = {
     ),
 }
 
+# Where a function means something else by a name. Evaluation divides by schedule-free's b1.
+_ABOVE_0_BELOW_1 = Interval(low=0.0, high=1.0, closed_low=False)
+_INTERVALS_OF: Mapping[str, Mapping[str, Interval]] = {
+    "optimistic_adam_v2": {"beta": Interval()},
+    "optimistic_gradient_descent": {"beta": Interval()},
+    "schedule_free": {"b1": _ABOVE_0_BELOW_1},
+    "schedule_free_adamw": {"b1": _ABOVE_0_BELOW_1},
+    "schedule_free_sgd": {"b1": _ABOVE_0_BELOW_1},
+}
+
 
 def arguments_of(make: Callable[..., Any]) -> dict[str, Argument]:
     """The hyper-parameters that can be given as text, from an optimizer's signature.
@@ -101,13 +116,14 @@ def arguments_of(make: Callable[..., Any]) -> dict[str, Argument]:
         TypeError: a parameter's type can be told neither from its default nor from this file.
     """
     arguments = {}
+    of_this = _INTERVALS_OF.get(getattr(make, "__name__", ""), {})
     for name, parameter in inspect.signature(make).parameters.items():
         default = parameter.default
         if name in NOT_OFFERED:
             continue
         if isinstance(default, bool | int | float) or name in ("betas", "ns_coeffs"):
             kind = tuple(map(type, default)) if isinstance(default, tuple) else type(default)
-            interval = _INTERVALS.get(name, Interval())
+            interval = of_this.get(name) or _INTERVALS.get(name, Interval())
             arguments[name] = Argument(kind, default, interval, optional=name in _SWITCHES)
         elif name in _DECLARED:
             arguments[name] = _DECLARED[name]

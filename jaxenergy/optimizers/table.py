@@ -54,6 +54,7 @@ class Row:
             for the gradient included, by state and hyper-parameters.
         mean_iterations: their mean, by hyper-parameters; None where it cannot be told beforehand.
         evaluation_params: the parameters to evaluate, by parameters and state.
+        uncounted: why XLA's count of an update's operations is not all of them; None where it is.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -69,6 +70,7 @@ class Row:
     iterations: Callable[[PyTree, Mapping[str, Any]], Any] = _one_iteration
     mean_iterations: Callable[[Mapping[str, Any]], float | None] = lambda hyper_parameters: 1.0
     evaluation_params: Callable[[PyTree, PyTree], PyTree] = _params_themselves
+    uncounted: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -97,15 +99,19 @@ def _sophia_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -> ja
     return jnp.where((count - 1) % hyper_parameters["update_interval"] == 0, 3, 1)
 
 
-def _lbfgs_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -> Any:
-    """Each trial of the line search evaluates the loss."""
-    if hyper_parameters["linesearch"] == "none":
-        return 1
-    kind = {
-        "zoom": optax.ScaleByZoomLinesearchState,
-        "backtracking": optax.ScaleByBacktrackingLinesearchState,
-    }[hyper_parameters["linesearch"]]
-    return 1 + part_of(state, kind).info.num_linesearch_steps
+_SEARCHES = (optax.ScaleByZoomLinesearchState, optax.ScaleByBacktrackingLinesearchState)
+
+
+def searches(state: PyTree) -> list[Any]:
+    """The states of Optax's line searches within an optimizer's state."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, _SEARCHES))
+    return [part for part in parts if isinstance(part, _SEARCHES)]
+
+
+def line_search_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -> Any:
+    """Each trial of a line search evaluates the loss."""
+    del hyper_parameters
+    return 1 + sum(search.info.num_linesearch_steps for search in searches(state))
 
 
 OPTIMIZERS: Registry[Row] = Registry("--optimizer")
@@ -234,8 +240,9 @@ for _name, _row, _description in (
             schedule_goes="nowhere",
             extra_arguments=("value", "grad", "value_fn"),
             takes_changed_gradients=False,
-            iterations=_lbfgs_iterations,
+            iterations=line_search_iterations,
             mean_iterations=lambda hyper: 1.0 if hyper["linesearch"] == "none" else None,
+            uncounted="it loops over the gradients it remembers, and XLA counts a loop's body once",
         ),
         "L-BFGS with a line search, for large batches (Liu & Nocedal 1989)",
     ),
@@ -251,8 +258,13 @@ for _name, _row, _description in (
     ),
     (
         "galore",
-        Row(contrib.galore, 1e-2, {"scale": 0.25}),
-        "GaLore: Adam on low-rank projections of gradients (Zhao 2024)",
+        Row(
+            contrib.galore,
+            1e-2,
+            {"scale": 0.25},
+            uncounted="it calls a library for singular vectors, and XLA does not count its work",
+        ),
+        "GaLore: Adam on low-rank projections of matrices' gradients (Zhao 2024)",
     ),
     (
         "mechanize",
@@ -271,8 +283,8 @@ for _name, _row, _description in (
     ),
     (
         "muon",
-        Row(contrib.muon, 0.02, {"adam_learning_rate": 1e-3}),
-        "Muon: orthogonalised momentum for matrices, Adam for the rest (Jordan 2024)",
+        Row(wrappers.muon, 0.02, {"adam_learning_rate": 1e-3}),
+        "Muon: orthogonalised momentum of matrices and kernels, Adam for the rest (Jordan 2024)",
     ),
     (
         "reduce_on_plateau",
@@ -334,7 +346,7 @@ for _name, _row, _description in (
     (
         "sophia",
         Row(
-            contrib.sophia,
+            wrappers.sophia,
             1e-3,
             extra_arguments=("obj_fn",),
             iterations=_sophia_iterations,

@@ -146,6 +146,100 @@ def dpsgd(
     return optax.chain(private, optax.sgd(learning_rate, momentum, nesterov))
 
 
+def muon(
+    learning_rate: Any,
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    ns_steps: int = 5,
+    beta: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: str = "frobenius",
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+    adam_eps_root: float = 0.0,
+    adam_weight_decay: float = 0.0,
+    adam_learning_rate: Any = None,
+    consistent_rms: float | None = None,
+) -> optax.GradientTransformation:
+    """Optax's Muon, which moves matrices, for the kernels of convolutions too.
+
+    A kernel is a matrix of its window's inputs by its outputs. Embeddings and the last layer are
+    matrices to Optax, where the author has Adam move them.
+
+    References:
+        Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+
+    def dimensions(parameter: Any) -> contrib.MuonDimensionNumbers | None:
+        if parameter.ndim not in (2, 4):
+            return None
+        *inputs, outputs = range(parameter.ndim)
+        return contrib.MuonDimensionNumbers(tuple(inputs), outputs)
+
+    return contrib.muon(
+        learning_rate,
+        ns_coeffs,
+        ns_steps,
+        beta,
+        eps,
+        weight_decay,
+        weight_decay_mask,
+        mu_dtype,
+        nesterov=nesterov,
+        adaptive=adaptive,
+        preconditioning=preconditioning,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps_root=adam_eps_root,
+        adam_weight_decay=adam_weight_decay,
+        adam_learning_rate=adam_learning_rate,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(dimensions, params),
+        consistent_rms=consistent_rms,
+    )
+
+
+def sophia(
+    learning_rate: Any,
+    b1: float = 0.965,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    weight_decay_mask: Any = None,
+    gamma: float = 0.01,
+    clip_threshold: float | None = 1.0,
+    update_interval: int = 10,
+    key: int = 0,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Optax's Sophia, whose estimate of the Hessian draws its signs from a key that can be given.
+
+    References:
+        Liu et al. 2023, "Sophia: A Scalable Stochastic Second-order Optimizer", arXiv 2305.14342.
+    """
+    estimate = contrib.hutchinson_estimator_diag_hessian()
+
+    def init(params: PyTree) -> PyTree:
+        return estimate.init(params)._replace(key=jax.random.PRNGKey(key))
+
+    return contrib.sophia(
+        learning_rate,
+        b1,
+        b2,
+        eps,
+        weight_decay,
+        weight_decay_mask,
+        gamma,
+        clip_threshold,
+        update_interval,
+        optax.GradientTransformationExtraArgs(init, estimate.update),
+        mu_dtype,
+    )
+
+
 def lbfgs(
     learning_rate: float | None = None,
     memory_size: int = 10,

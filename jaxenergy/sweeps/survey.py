@@ -180,7 +180,9 @@ def _count_flops(plan: Any) -> float | None:
     from jaxenergy.training.steps import DeviceSplit, fixed_iterations, make_init, make_updates
 
     program = dataclasses.replace(plan.program, unroll_accumulation=True)
-    if program.model.recurrent or fixed_iterations(program) is None:
+    if program.model.recurrent or program.optimizer.row.uncounted:
+        return None
+    if fixed_iterations(program) is None:
         return None
     train = plan.dataset.train
     state = jax.eval_shape(make_init(program), jax.random.key(0))

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jaxenergy.models.layers import group_size
+
 Activate = Callable[[Tensor], Tensor]
 
-# Channels per group of group normalisation, and the constant under the root of each norm: Flax's.
-_CHANNELS_PER_GROUP = 16
+# The constant under the root of each norm: Flax's.
 _BATCH_NORM_EPS = 1e-5
 _NORM_EPS = 1e-6
 _BATCH_NORM_MOMENTUM = 1 - 0.9  # PyTorch counts the share of the new, Flax that of the old
@@ -66,7 +67,7 @@ class Block(nn.Module):
             return self.named(make(channels, _BATCH_NORM_EPS, _BATCH_NORM_MOMENTUM))
         if kind == "layer":
             return self.named((ImageLayerNorm if of_images else nn.LayerNorm)(channels, _NORM_EPS))
-        groups = channels // math.gcd(channels, _CHANNELS_PER_GROUP)
+        groups = channels // group_size(channels)
         return self.named(nn.GroupNorm(groups, channels, _NORM_EPS))
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+
 from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.optimizers import Optimizer
 from jaxenergy.torch_twin.activations import ACTIVATIONS
@@ -47,6 +49,14 @@ def check_has_twin(program: Program) -> None:
             " Leave it out."
         )
     _check_optimizer(program.optimizer)
+    if OPTIMIZERS[program.optimizer.name].make_for_others is not None:
+        params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+        if any(leaf.ndim == 4 for leaf in jax.tree.leaves(params)):
+            raise UsageError(
+                f"--optimizer={program.optimizer.name} has no twin in PyTorch for networks with"
+                " convolutions: its own takes matrices alone. Give another network, e.g."
+                " --model=mlp."
+            )
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

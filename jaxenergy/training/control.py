@@ -64,6 +64,7 @@ class ControlPlan(Timetable):
             "model_args": dict(program.model.options),
             "learning_rate": program.optimizer.learning_rate,
             "optimizer_args": program.optimizer.hyper_parameters,
+            "schedule": program.optimizer.settings.schedule,
             "updates": self.total_updates,
             "eval_every": self.eval_every,
             "parameters": self.parameters,

@@ -101,6 +101,7 @@ class Plan(Timetable):
             "model_args": dict(self.program.model.options),
             "learning_rate": self.program.optimizer.learning_rate,
             "optimizer_args": self.program.optimizer.hyper_parameters,
+            "schedule": self.program.optimizer.settings.schedule,
             "updates": self.total_updates,
             "eval_every": self.eval_every,
             "parameters": self.parameters,
@@ -249,6 +250,7 @@ def build_optimizer(config: RunConfig, total_updates: int) -> optimizers.Optimiz
         total_updates=total_updates,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+        seed=config.seed,
     )
 
 

@@ -265,13 +265,16 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
 
     XLA counts a loop's body once. So micro-batches are unrolled for counting, operations are those
     of plain Flax where a form (`models.forms`) has a loop, and where a loop remains (over time in a
-    recurrent network, in a line search) the count is None, with a reason.
+    recurrent network, in a line search) or the optimizer does what XLA does not count, the count is
+    None, with a reason.
     """
     program = plan.program
     loops = LOOPING_FORMS.intersection(plan.forms)
+    reason = program.optimizer.row.uncounted and f"the optimizer: {program.optimizer.row.uncounted}"
     if program.model.recurrent or fixed_iterations(program) is None:
         what = "time" if program.model.recurrent else "trials of the optimizer"
         reason = f"the program loops over {what}, and XLA counts a loop's body once"
+    if reason:
         return {
             "flops_per_update": None,
             "bytes_per_update": None,
