@@ -223,6 +223,8 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
     before: list[optax.GradientTransformation] = []
     if base is None:
         before = _before(name, row, arguments, args, settings)
+    if base is not None:
+        arguments = {**arguments, "base": Argument(str, base.name)}
     resolved = read_arguments({**row.defaults, **args}, arguments, "--optimizer_args")
     transformation = _make(name, row, learning_rate, factor, resolved, base)
     if is_plug_in and searches(_try_plug_in(name, transformation)):
@@ -233,7 +235,7 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
         transformation = optax.chain(*before, transformation)
     if base is not None:
         of_base = {f"base.{key}": value for key, value in base.hyper_parameters.items()}
-        resolved = {**resolved, "base": base.name, **of_base}
+        resolved = {**resolved, **of_base}
     return Optimizer(
         name=name,
         description="a user's own optimizer" if is_plug_in else OPTIMIZERS.describe(name),
@@ -256,9 +258,7 @@ def _split_base(
     inner = {
         key.removeprefix("base."): value for key, value in args.items() if key.startswith("base.")
     }
-    own = {
-        key: value for key, value in args.items() if key != "base" and not key.startswith("base.")
-    }
+    own = {key: value for key, value in args.items() if not key.startswith("base.")}
     if settings.learning_rate is None and row.learning_rate is not None:
         settings = dataclasses.replace(settings, learning_rate=row.learning_rate)
     base_name = str(args.get("base", row.base))
@@ -323,6 +323,7 @@ def _make(
         for mask in _MASKS.intersection(parameters):
             arguments[mask] = _is_matrix
     if base is not None:
+        del arguments["base"]
         arguments["base_optimizer"] = base.tx
 
     def scheduled(rate: float | None) -> Any:
