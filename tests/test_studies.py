@@ -81,7 +81,7 @@ def rows(draw, seeds=2, cells=5, rounds=4, values=positive):
             made.append(row)
     for number in range(draw(st.integers(0, rounds))):
         for probe in (IDLE, RANDOM, ZEROS, SQUARE):
-            watts = {name: draw(values) for name in ("power_w", "counter_w", "integral_w")}
+            watts = {name: draw(values) for name in ("power_w", "counter_j", "integral_j")}
             made.append(
                 {
                     "state": "completed",
