@@ -284,6 +284,8 @@ class Loop:
         why = {}
         if isinstance(energy_j, str):
             energy_j, why["energy_j"] = None, energy_j
+        if found["validation_accuracy"] is None:
+            why["validation_accuracy"] = "a control task has a return and no accuracy"
         metrics = {
             "update": update,
             "train_loss": progress.take_loss(),
@@ -326,8 +328,8 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """An evaluation as the records have it: accuracy, loss and, for text, bits per character.
 
-    Of a control task it is the return alone. Where there are several tasks accuracy and loss are
-    means, and each task's own stand beside.
+    Of a control task it is the return, and the accuracy is None. Where there are several tasks
+    accuracy and loss are means, and each task's own stand beside.
 
     Args:
         plan: what is run.
@@ -335,7 +337,7 @@ def evaluation_record(
         split: `validation` or `test`, with which the keys begin.
     """
     if isinstance(evaluation, ReturnEvaluation):
-        return {f"{split}_return": evaluation.mean_return}
+        return {f"{split}_accuracy": None, f"{split}_return": evaluation.mean_return}
     record: dict[str, Any] = {
         f"{split}_accuracy": evaluation.accuracy,
         f"{split}_loss": evaluation.loss,
