@@ -24,10 +24,12 @@ from jaxenergy.data import pipeline
 from jaxenergy.data.dataset import UNLABELLED
 from jaxenergy.data.multitask import SAMPLINGS, build_multitask
 from jaxenergy.errors import UsageError, unknown_value
-from jaxenergy.measuring import Measurement, compare, measure
+from jaxenergy.measuring import Measurement, compare, measure, read_jax_devices
 from jaxenergy.meters import Meters
 from jaxenergy.models import PRECISIONS, Model
 from jaxenergy.models.forms import LOOPING_FORMS
+from jaxenergy.records.environment import read_device_name
+from jaxenergy.records.files import plain_text
 from jaxenergy.training.trained import Trained
 
 SCHEMA = 1
@@ -149,10 +151,12 @@ class Inference:
         domains = energy.get("counted_domains") or []
         if list(domains) != list(self.domains):
             return f"the training's joules are of {domains}, these of {list(self.domains)}"
-        trained_on = _device_names(self.trained.run.environment)
-        here = [device.device_kind for device in jax.local_devices()]
-        if trained_on != here:
-            return f"the training ran on {trained_on}, this on {here}"
+        # Its model: JAX calls every CPU `cpu`.
+        resolved = (self.trained.run.config or {}).get("resolved")
+        trained_on = resolved.get("device") if isinstance(resolved, Mapping) else None
+        here = [read_device_name(device) for device in read_jax_devices()]
+        if [trained_on] != here:
+            return f"the training ran on {plain_text(trained_on)}, this on {', '.join(here)}"
         return ""
 
     def to_json(self) -> dict[str, Any]:
@@ -177,11 +181,6 @@ class Inference:
                 for case in self.cases
             ],
         }
-
-
-def _device_names(environment: Mapping[str, Any] | None) -> list[Any]:
-    devices = (environment or {}).get("devices")
-    return [device.get("name") for device in devices or () if isinstance(device, Mapping)]
 
 
 def measure_inference(

@@ -124,6 +124,16 @@ def test_joules_of_another_kind_give_no_break_even(trained, per_call_j, ci95_j, 
     assert re.search(why, found.why)
 
 
+@pytest.mark.parametrize("device", ["Another CPU", None])
+def test_another_cpu_is_another_machine(trained, device):
+    config = {**trained.run.config, "resolved": {"device": device}}
+    run = dataclasses.replace(trained.run, config=config)
+    inference, case = made_up(dataclasses.replace(trained, run=run), 1.0, (0.9, 1.1))
+    found = inference.break_even(case)
+    assert found.predictions is None
+    assert f"ran on {device}, this on" in found.why
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

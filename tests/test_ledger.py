@@ -397,8 +397,8 @@ def test_phases_partition_the_run_and_add_up_to_the_counters_difference(
         assert error_j <= (2 if tick_s >= 0.01 else 1) * edge_j + 2e-3
 
 
-@pytest.mark.parametrize("tick_s", [0.001, 0.1])
-@pytest.mark.parametrize(
+TICKS = pytest.mark.parametrize("tick_s", [0.001, 0.1])
+FAULTS = pytest.mark.parametrize(
     ("faults", "word"),
     [
         (Faults(drop_outs=((3.0, 4.0),)), "switched off"),
@@ -407,6 +407,10 @@ def test_phases_partition_the_run_and_add_up_to_the_counters_difference(
     ],
     ids=["vanishing", "frozen", "reset"],
 )
+
+
+@TICKS
+@FAULTS
 def test_a_fault_costs_its_stretch_and_nothing_else(tick_s, faults, word):
     run = Run(tick_s=tick_s, faults=faults, start_j=50.0)
     with run.ledger.phase("train") as phase:
@@ -423,6 +427,31 @@ def test_a_fault_costs_its_stretch_and_nothing_else(tick_s, faults, word):
             assert word in line["why"][run.name]
         else:
             assert run.joules(line) == pytest.approx(run.true_j(line), rel=0.02)
+
+
+@TICKS
+@FAULTS
+def test_after_a_fault_no_part_is_shown_for_the_whole_and_no_zero_for_the_power(
+    tick_s, faults, word
+):
+    run = Run(curve=PowerCurve([0.0], [100.0]), tick_s=tick_s, faults=faults, start_j=50.0)
+    joules, watts = [], []
+    with run.ledger.phase("train") as phase:
+        for _ in range(24):
+            run.work(0.5)
+            phase.cut(updates=1)
+            joules.append(run.ledger.energy_so_far_j()[run.name])
+            watts.append(run.ledger.power_now_w().get(run.name))
+    assert joules[4] == pytest.approx(250.0, abs=15.0)
+    lost = [isinstance(told, str) for told in joules]
+    assert lost == sorted(lost), "what is lost stays lost"
+    assert all(word in told for told in joules if isinstance(told, str))
+    assert lost[-8:] == [True] * 8
+    assert watts[5:13].count(None) >= 1
+    assert [told for told in watts if told is not None] == pytest.approx(
+        [100.0] * (24 - watts.count(None)), rel=0.25
+    )
+    assert None not in watts[-8:], "power is known again"
 
 
 def test_one_domains_fault_leaves_the_other_domains_alone():

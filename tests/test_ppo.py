@@ -315,6 +315,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
     for here, there in zip(one.metrics, other.metrics, strict=True):
         assert here["train_loss"] == there["train_loss"]
         assert here["validation_return"] == there["validation_return"]
+        assert here["validation_accuracy"] is None
+        assert "control task" in here["why"]["validation_accuracy"]
     plan = make_control_plan(BASE, data.load_task(BASE.dataset), "cpu")
     like = jax.jit(make_init(plan.program))(jax.random.key(7))
     ends = []

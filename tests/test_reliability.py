@@ -593,6 +593,10 @@ def test_faults_of_sensors_cost_their_domain_from_there_and_nothing_else(tmp_pat
         assert not all(told)
     assert energy["by_domain"]["dram:package-1"] > 0
     assert energy["total"] is None
+    # Nor is the rest of them given for the whole as the training goes on.
+    assert run.metrics[0]["energy_j"] > 0
+    assert run.metrics[-1]["energy_j"] is None
+    assert "No such file" in run.metrics[-1]["why"]["energy_j"]
     assert [line["energy_j"]["cpu:package-0"] for line in run.windows[-3:]] == [None] * 3
     # It was set back, and counts again.
     assert run.windows[-1]["energy_j"]["dram:package-0"] is not None

@@ -32,6 +32,7 @@ from jaxenergy.studies.core import (
     VERDICTS,
     VOID,
     TooLittleData,
+    Verdict,
 )
 from jaxenergy.studies.findings import render_findings
 from jaxenergy.studies.inference_probe import FLOAT32, HALF, measure_networks, rows_of
@@ -81,7 +82,7 @@ def rows(draw, seeds=2, cells=5, rounds=4, values=positive):
             made.append(row)
     for number in range(draw(st.integers(0, rounds))):
         for probe in (IDLE, RANDOM, ZEROS, SQUARE):
-            watts = {name: draw(values) for name in ("power_w", "counter_w", "integral_w")}
+            watts = {name: draw(values) for name in ("power_w", "counter_j", "integral_j")}
             made.append(
                 {
                     "state": "completed",
@@ -223,6 +224,31 @@ def test_a_record_has_what_the_report_reads():
     assert "a card" in text
     estimated = render_findings([{**record, "provenance": "estimated"}])
     assert "ESTIMATED" in estimated.splitlines()[0]
+
+
+def test_the_notes_of_the_findings_say_which_statements_they_are_about():
+    def verdict(statement, quantity, why):
+        return Verdict(statement, UNDECIDED, quantity, 1.0, (0.9, 1.1), "ratio", 5, why)
+
+    verdicts = [
+        verdict("All layers.", "time", "p = 1"),
+        verdict("All layers.", "flops", "p = 0.2"),
+        verdict("The head.", "time", "p = 1"),
+    ]
+    record = to_json(
+        STUDIES["pretraining"],
+        verdicts,
+        budget="small",
+        provenance="measured",
+        runs=["abc"],
+        command="python -m experiments.study pretraining",
+        protocol=1,
+        machine={},
+    )
+    lines = render_findings([record]).splitlines()
+    assert "| 3 | The head. | time | undecided | 1 (0.9 to 1.1) ratio | 5 |" in lines
+    assert "- 1, 3 (time): p = 1" in lines
+    assert "- 2 (flops): p = 0.2" in lines
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: f"budget {budget}")

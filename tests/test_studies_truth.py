@@ -292,8 +292,8 @@ def probes(
                         "round": k,
                         "power_w": told,
                         "duty": 0.5,
-                        "counter_w": told * counter,
-                        "integral_w": told * math.exp(rng.normal(0, 0.01)),
+                        "counter_j": told * counter,
+                        "integral_j": told * math.exp(rng.normal(0, 0.01)),
                     }
                 )
         return rows

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 
+import powercap_tree
 import pytest
+import simulated_nvml
 
 from jaxenergy.studies import STUDIES
-from jaxenergy.studies.core import VERDICTS
+from jaxenergy.studies.core import UNDECIDED, VERDICTS, judge
+from jaxenergy.studies.table import Table
 
 
 def study(*arguments, cwd, **environment):
@@ -100,6 +103,34 @@ def test_the_probe_on_a_simulated_counter():
     square = next(row for row in record["rows"] if row["probe"] == "square")
     assert 0.2 < square["duty"] <= 1
     assert all(row["power_w"] is not None and row["power_w"] > 0 for row in record["rows"])
+
+
+def test_the_probe_holds_an_energy_counter_against_integrated_power(tmp_path, monkeypatch):
+    from jaxenergy.studies.probe import run_probe
+
+    card = simulated_nvml.Card(power_w=300.0, counter_scale=0.5)
+    simulated_nvml.Cards(tmp_path / "state", [card]).write()
+    library = simulated_nvml.build(tmp_path)
+    for name, value in simulated_nvml.environment(library, tmp_path / "state").items():
+        monkeypatch.setenv(name, value)
+    record = run_probe(tmp_path / "probe.json", "nvml", "/sys/class/powercap", 1, 1.0)
+    assert len(record["rows"]) == 4
+    for row in record["rows"]:
+        assert row["counter_j"] / row["integral_j"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_the_same_counter_read_twice_is_no_check_of_it(tmp_path, monkeypatch):
+    from jaxenergy.studies import probe
+
+    monkeypatch.setattr(probe, "_SETTLE_S", 0.02)
+    tree = powercap_tree.intel_mmio(tmp_path / "powercap")
+    with powercap_tree.Writer(tree):
+        record = probe.probe("rapl", str(tree.root), rounds=5, seconds=0.1)
+    assert record["provenance"] == "measured"
+    *_, integral = judge(STUDIES["instrument"], Table(record["rows"]))
+    assert "integrated power" in integral.statement
+    assert integral.verdict == UNDECIDED
+    assert "readings of power beside it" in integral.why
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from jaxenergy.energy.windows import (
     relative_window_error,
     updates_per_window,
 )
+from jaxenergy.meters.nvml import name_throttle_reasons
 from jaxenergy.stats import Estimate
 from jaxenergy.units import NS_PER_S
 
@@ -28,6 +29,8 @@ assert _spec is not None
 assert _spec.loader is not None
 attribution = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(attribution)
+
+IDLE, THERMAL = 0x01, 0x40  # NVML's bits of throttle reasons
 
 
 def make_lines(joules, *, phase="train", updates=10, error_j=0.1, length_s=1.0, **extra):
@@ -114,12 +117,54 @@ def test_a_part_without_updates_belongs_to_the_next_window():
     assert found["windows"] == 6
 
 
+def add_readings(lines, slowed, reason=THERMAL):
+    """Conditions with some lines: what is read is slowed down or not, or nothing is read (None)."""
+    for line, one in zip(lines, slowed, strict=True):
+        if one is not None:
+            words = name_throttle_reasons(reason | IDLE if one else IDLE)
+            line["conditions"] = {"d": {"throttle_reasons": words}}
+    return lines
+
+
+@pytest.mark.parametrize(
+    "reason", [0x08, 0x20, 0x40, 0x80], ids=lambda reason: name_throttle_reasons(reason)[0]
+)
 @pytest.mark.parametrize(("slowed", "windows"), [(3, 9), (12, 12)])
-def test_windows_slowed_down_by_heat_are_left_out_unless_that_is_how_it_is(slowed, windows):
-    lines = make_lines([10.0] * 12)
-    for line in lines[5 : 5 + slowed] if slowed < 12 else lines:
-        line["conditions"] = {"d": {"throttle_reasons": ["sw_thermal_slowdown"]}}
+def test_windows_slowed_down_by_heat_are_left_out_unless_that_is_how_it_is(reason, slowed, windows):
+    first = 5 if slowed < 12 else 0
+    read = [first <= number < first + slowed for number in range(12)]
+    lines = add_readings(make_lines([10.0] * 12), read, reason)
     assert mean_per(lines, "updates", ["d"])["windows"] == windows
+
+
+@pytest.mark.parametrize("reason", [0x001, 0x002, 0x004, 0x010, 0x100])
+def test_other_reasons_of_a_lower_clock_are_no_slowdown(reason):
+    lines = add_readings(make_lines([10.0] * 12), [True] * 3 + [False] * 9, reason)
+    assert mean_per(lines, "updates", ["d"])["windows"] == 12
+
+
+def test_a_reading_stands_for_the_windows_since_the_one_before():
+    none = [None] * 3
+    lines = make_lines([10.0] * 8 + [14.0] * 4 + [10.0] * 14, length_s=0.25)
+    read = [*none, False, *none, False, *none, True, *none, False, *none, False, *none, False]
+    found = mean_per(add_readings(lines, [*read, None, None]), "updates", ["d"])
+    assert found["windows"] == 22
+    assert found["mean"] == pytest.approx(1.0)
+
+
+def test_a_device_that_is_slowed_down_at_every_reading_is_in_its_long_run():
+    lines = make_lines([10.0, 10.5, 9.5, 10.0] * 6, length_s=0.25)
+    read = [number % 4 == 3 or None for number in range(24)]
+    assert mean_per(add_readings(lines, read), "updates", ["d"])["windows"] == 24
+
+
+def test_a_reading_says_nothing_of_windows_before_a_gap():
+    lines = make_lines([10.0] * 13)
+    for line in lines[6:]:  # an evaluation, with readings of its own, lies between
+        line["start_ns"] += 9 * NS_PER_S
+        line["end_ns"] += 9 * NS_PER_S
+    read = [False, False, False, False, False, None, None, True] + [False] * 5
+    assert mean_per(add_readings(lines, read), "updates", ["d"])["windows"] == 11
 
 
 def test_without_an_answer_there_is_a_reason():

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from jaxenergy.energy.timeline import Mark, SlowTimeline, make_timeline
+from jaxenergy.energy.timeline import Latest, Mark, SlowTimeline, make_timeline
 from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.meters.base import Counter, CounterError
 from jaxenergy.units import NS_PER_S
@@ -194,7 +194,7 @@ class Ledger:
         self._level = 0
         self._queue: collections.deque[_Line] = collections.deque()
         self._ended: _Line | None = None
-        self._power: tuple[int, dict[str, tuple[int, float]], dict[str, float]] | None = None
+        self._power: tuple[int, dict[str, Latest], dict[str, float]] | None = None
         self._timelines = [make_timeline(counter, clock_ns) for counter in meters.counters]
         self._slow = [line for line in self._timelines if isinstance(line, SlowTimeline)]
         self._open = _Line("other", self._cut("other", 0), _counts())
@@ -238,27 +238,40 @@ class Ledger:
         counts = _counts(updates, iterations, examples, first_update)
         return Phase(self, label, counts, self._level)
 
-    def energy_so_far_j(self) -> dict[str, float]:
-        """Joules by domain since the ledger began, as far as known now."""
+    def energy_so_far_j(self) -> dict[str, float | str]:
+        """Joules by domain since the ledger began, as far as known now.
+
+        Returns:
+            By domain the joules, or why a part of them is not known: of a counter that was
+            interrupted the rest alone would look like all of it.
+        """
         with self._lock:
-            return {t.domain.name: t.latest()[1] for t in self._timelines}
+            return {t.domain.name: t.so_far_j() for t in self._timelines}
 
     def power_now_w(self) -> dict[str, float]:
-        """Mean power by domain over about the last second, for a display; empty at first."""
+        """Mean power by domain over about the last second, for a display.
+
+        Returns:
+            Watts; empty at first, and without the domains whose counter tells nothing now.
+        """
         with self._lock:
             now_ns = self._clock_ns()
             if self._power is None:
-                self._power = (now_ns, {t.domain.name: t.latest() for t in self._timelines}, {})
+                self._power = (now_ns, self._latest(), {})
                 return {}
             since_ns, before, shown = self._power
             if now_ns - since_ns < NS_PER_S // 2:
                 return shown
-            after = {t.domain.name: t.latest() for t in self._timelines}
+            after = self._latest()
             watts = {}
-            for name, (time_ns, energy_j) in after.items():
-                elapsed_s = (time_ns - before[name][0]) / NS_PER_S
-                if elapsed_s > 0:
-                    watts[name] = (energy_j - before[name][1]) / elapsed_s
+            for name, new in after.items():
+                old = before.get(name)
+                if old is None or new.stretch != old.stretch or new.time_ns <= old.time_ns:
+                    continue
+                # What draws nothing is switched off: a counter that did not move stands still.
+                if new.energy_j > old.energy_j:
+                    elapsed_s = (new.time_ns - old.time_ns) / NS_PER_S
+                    watts[name] = (new.energy_j - old.energy_j) / elapsed_s
             self._power = (now_ns, after, watts)
             return watts
 
@@ -522,6 +535,11 @@ class Ledger:
         if ticks_ns := self._ticks_ns(line.begin.time_ns, line.end.time_ns):
             written["ticks_ns"] = ticks_ns
         return written
+
+    def _latest(self) -> dict[str, Latest]:
+        """What the counters have told last, without those that tell nothing now."""
+        found = {timeline.domain.name: timeline.latest() for timeline in self._timelines}
+        return {name: latest for name, latest in found.items() if latest is not None}
 
     def _ticks_ns(self, begin_ns: int, end_ns: int) -> dict[str, list[int]]:
         """When slow counters ticked within a line, from its start on; none where they are many."""

@@ -124,6 +124,21 @@ class Mark:
         self.why: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Latest:
+    """What a counter has told last.
+
+    Attributes:
+        time_ns: the instant.
+        energy_j: joules since the timeline began, over the stretches that are known.
+        stretch: number of the stretch it lies in.
+    """
+
+    time_ns: int
+    energy_j: float
+    stretch: int
+
+
 class Timeline(abc.ABC):
     """The energy curve of one counter. Not thread-safe: its owner holds a lock.
 
@@ -183,8 +198,13 @@ class Timeline(abc.ABC):
         """Settles every mark with what is known, as no reading will follow."""
 
     @abc.abstractmethod
-    def latest(self) -> tuple[int, float]:
-        """The latest instant at which the energy is known, and the energy there."""
+    def latest(self) -> Latest | None:
+        """The latest instant at which the energy is known; None while the counter tells nothing."""
+
+    def so_far_j(self) -> float | str:
+        """Joules since the beginning as far as known now, or why a part of them never will be."""
+        self.latest()  # a fast counter is read by it
+        return self._reasons.get(1, self.total_j)
 
     @abc.abstractmethod
     def _variance_j2(self, begin: Mark, end: Mark) -> float:
@@ -311,10 +331,12 @@ class FastTimeline(Timeline):
         if self._waiting:
             self._stand_still()
 
-    def latest(self) -> tuple[int, float]:
+    def latest(self) -> Latest | None:
         """The energy now, by a reading."""
         self._observe()
-        return self._read_ns, self.total_j
+        if self._fault is not None:
+            return None
+        return Latest(self._read_ns, self.total_j, self._stretch)
 
     def _observe(self) -> bool:
         """Reads the counter; True where it moved."""
@@ -573,11 +595,12 @@ class SlowTimeline(Timeline):
                 mark.why = f"{self.domain.name} had not ticked again when the measurement ended"
                 mark.settled = True
 
-    def latest(self) -> tuple[int, float]:
+    def latest(self) -> Latest | None:
         """The last tick."""
-        if self._ticks:
-            return int(self._ticks[-1].time_ns), self.total_j
-        return self._looked_ns, self.total_j
+        if self._fault is not None:
+            return None
+        time_ns = int(self._ticks[-1].time_ns) if self._ticks else self._looked_ns
+        return Latest(time_ns, self.total_j, self._stretch)
 
     def _variance_j2(self, begin: Mark, end: Mark) -> float:
         return begin.variance_j2 + end.variance_j2 - 2 * end.shared_j2

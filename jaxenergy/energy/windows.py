@@ -7,8 +7,9 @@ again.
 
 1. the line says so (`steady` false: a checkpoint was being written, or it was not fenced);
 2. its energy is null in a domain that is added;
-3. the device was slowed down by heat or a power brake in it, and in less than half of all windows
-   (a device that is always slowed down is in its long run);
+3. the device was slowed down by heat or a power brake in it, and in less than half of the windows
+   of which that is known (a device that is always slowed down is in its long run). Conditions are
+   read once a second, so a reading stands for the windows since the one before, without a gap;
 4. it belongs to a start that differs from the rest. Whether one does is tested: the second half of
 the
    windows gives a mean and a long-run variance, and the first half, in blocks of a twentieth of
@@ -46,7 +47,8 @@ _SLOW_EDGE_TICKS = 0.1
 _FAST_EDGE_TICKS = 1 / math.sqrt(12)
 TARGET_RELATIVE_SE = 0.01  # what the tick may add to a window's error, over its energy
 _SHORTEST_WINDOW_S = 0.02  # a fence costs up to 0.1 ms, to stay below 1 %
-_SLOWED = ("thermal", "brake", "hw_slowdown")
+# In the words of `meters.nvml`; a hardware slowdown is by heat or by a power brake.
+_SLOWED = ("thermal", "brake", "hardware slowdown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class _Window:
     count: float
     energy_j: float
     edges_j2: float  # variance of the energy, from its edges
-    slowed: bool
+    slowed: bool | None  # None where no conditions were read
 
 
 def updates_per_window(
@@ -138,9 +140,10 @@ def estimate_per(lines: Iterable[Line], key: str, domains: Sequence[str]) -> Lon
     windows, why = _windows(lines, key, domains)
     if not windows:
         return why or "no steady window was finished"
-    slowed = sum(window.slowed for window in windows)
-    if slowed < len(windows) / 2:
-        windows = [window for window in windows if not window.slowed]
+    slowed = _slowed(windows)
+    known = [one for one in slowed if one is not None]
+    if sum(known) < len(known) / 2:
+        windows = [window for window, one in zip(windows, slowed, strict=True) if not one]
     start = first_steady([window.energy_j / window.count for window in windows])
     windows = windows[start:]
     if len(windows) < MIN_WINDOWS:
@@ -254,21 +257,39 @@ def _windows(
                 edges_j2=math.fsum(
                     part["uncertainty_j"][name] ** 2 for part in parts for name in domains
                 ),
-                slowed=any(_is_slowed(part, domains) for part in parts),
+                slowed=_read_slowed(parts, domains),
             )
         )
         parts = []
     return windows, why
 
 
-def _is_slowed(line: Line, domains: Sequence[str]) -> bool:
-    conditions = line.get("conditions") or {}
+def _read_slowed(parts: Sequence[Line], domains: Sequence[str]) -> bool | None:
+    """Whether a window's conditions say that the device was slowed down; None without any."""
     reasons = [
-        reason
+        part["conditions"].get(name, {}).get("throttle_reasons")
+        for part in parts
+        if part.get("conditions")
         for name in domains
-        for reason in conditions.get(name, {}).get("throttle_reasons") or ()
     ]
-    return any(word in reason for reason in reasons for word in _SLOWED)
+    if all(one is None for one in reasons):
+        return None
+    return any(word in reason for one in reasons for reason in one or () for word in _SLOWED)
+
+
+def _slowed(windows: Sequence[_Window]) -> list[bool | None]:
+    """Whether the device was slowed down in each window, by the next reading of its stretch."""
+    told: list[bool | None] = []
+    reading: bool | None = None
+    after: _Window | None = None
+    for window in reversed(windows):
+        if window.slowed is not None:
+            reading = window.slowed
+        elif after is None or not _adjoin(window, after):
+            reading = None
+        told.append(reading)
+        after = window
+    return told[::-1]
 
 
 def _outer_edges_j2(windows: Sequence[_Window]) -> float:

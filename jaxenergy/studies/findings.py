@@ -47,7 +47,8 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
         "",
         "What the words mean and how each statement is tested: [studies.md](studies.md). A ratio "
         "above 1 means dearer. Intervals are of 95 %; p-values are corrected for all statements of "
-        "a study (Holm). `n` counts seeds, or set-ups where these are what a statement is about.",
+        "a study (Holm). `n` counts seeds, or set-ups where these are what a statement is about. "
+        "Below each table, by the numbers of its rows, stand the p-values and what else to know.",
         "",
     ]
     if preface:
@@ -58,18 +59,19 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
             "",
             f"{record['claim']} *{record['source']}*",
             "",
-            "| statement | of | verdict | effect (95 %) | n |",
-            "| --- | --- | --- | --- | ---: |",
+            "| | statement | of | verdict | effect (95 %) | n |",
+            "| ---: | --- | --- | --- | --- | ---: |",
         ]
-        notes: list[str] = []
-        for verdict in record["verdicts"]:
+        notes: dict[str, list[str]] = {}  # the numbers of the rows that each is about
+        for number, verdict in enumerate(record["verdicts"], start=1):
             lines.append(
-                f"| {_cell(verdict['statement'])} | {verdict['quantity']} | "
+                f"| {number} | {_cell(verdict['statement'])} | {verdict['quantity']} | "
                 f"{_MARKS.get(verdict['verdict'], verdict['verdict'])} | "
                 f"{_cell(tell_effect(verdict))} | {verdict['n'] or ''} |"
             )
-            notes.append(f"{verdict['quantity']}: {_shortened(verdict['why'])}")
-        lines += ["", *[f"- {note}" for note in dict.fromkeys(notes)], ""]
+            note = f"({verdict['quantity']}): {_shortened(verdict['why'])}"
+            notes.setdefault(note, []).append(str(number))
+        lines += ["", *[f"- {', '.join(rows)} {note}" for note, rows in notes.items()], ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -20,7 +20,7 @@ IDLE, RANDOM, ZEROS, SQUARE = "idle", "random", "zeros", "square"
 
 
 def _watts(table: Table, probe: str, key: str = "power_w") -> np.ndarray:
-    """A probe's watts by round [rounds]; rounds are complete or not recorded."""
+    """A probe's watts, or another column, by round [rounds]; rounds are whole or not recorded."""
     rows = sorted(
         (row for row in table.rows if row.get("probe") == probe), key=lambda row: row["round"]
     )
@@ -88,10 +88,11 @@ def test_zeros(table: Table, quantity: Quantity) -> Finding:
 
 
 def test_integral(table: Table, quantity: Quantity) -> Finding:
-    """The counter against integrated power, under the load."""
-    integral = _watts(table, RANDOM, "integral_w")
-    need(bool(np.isfinite(integral).all()), "no domain has both a counter and readings of power")
-    return _agreement(_log(_watts(table, RANDOM, "counter_w") / integral), _LOAD_AGREES)
+    """The counter against integrated power, over each round with its idle and its loads."""
+    counter, integral = (_watts(table, RANDOM, key) for key in ("counter_j", "integral_j"))
+    known = bool(np.isfinite(counter).all() and np.isfinite(integral).all())
+    need(known, "it needs an energy counter with readings of power beside it, and rounds of 5 s")
+    return _agreement(_log(counter / integral), _LOAD_AGREES)
 
 
 STUDY = Study(

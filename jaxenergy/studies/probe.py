@@ -6,18 +6,20 @@ leaves the device to the runs.
     python -m jaxenergy.studies.probe OUT.json METERS POWERCAP_ROOT ROUNDS SECONDS
 
 Each round has, in an order drawn anew: idle; products of random matrices; the same of zeros; and
-products on and off in turn. A machine without counters is told so, and nothing is run.
+products on and off in turn. Over the whole of it the energy counter is held against integrated
+power, where a meter has both. A machine without counters is told so, and nothing is run.
 """
 
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxenergy.errors import RunError, UsageError
+from jaxenergy.meters.base import CrossCheck
 from jaxenergy.studies.core import MEASURED, SIMULATED
 from jaxenergy.studies.instrument import IDLE, RANDOM, SQUARE, ZEROS
 from jaxenergy.units import NS_PER_S
@@ -101,6 +103,8 @@ def probe(meters_names: str, powercap_root: str, rounds: int, seconds: float) ->
                 with ledger.phase("compile") as phase:
                     phase.fence(product(x, x))
             order = random.Random(0)
+            checks: list[tuple[CrossCheck, ...]] = []
+            meters.cross_checks()  # those of the first round begin here
             for number in range(rounds):
                 for name in order.sample(_ORDER, len(_ORDER)):
                     time.sleep(_SETTLE_S)
@@ -118,10 +122,13 @@ def probe(meters_names: str, powercap_root: str, rounds: int, seconds: float) ->
                         on_s, last = _load(work, seconds, name == SQUARE)
                         phase.fence(last)
                     done.append((name, number, on_s))
+                # Amid a load a part of it would be in the energy of one sensor alone.
+                time.sleep(_SETTLE_S)
+                checks.append(meters.cross_checks())
         provenance, counted = meters.provenance, meters.counted_domains
     told = [line for line in lines if line.get("phase") in ("idle", "train")]
     rows = [
-        _row(name, number, on_s, line, counted, provenance)
+        _row(name, number, on_s, line, counted, provenance) | _checked(checks[number])
         for (name, number, on_s), line in zip(done, told, strict=True)
     ]
     return {"provenance": provenance, "rows": rows, "why": ""}
@@ -157,21 +164,9 @@ def _row(
     counted: tuple[str, ...],
     provenance: str,
 ) -> dict[str, Any]:
-    """A line of the ledger as a row: watts of the counted domains, and beside them of checks."""
+    """A line of the ledger as a row: watts of the counted domains."""
     duration_s = (line["end_ns"] - line["start_ns"]) / NS_PER_S
-    energy_j = line["energy_j"]
-    counter_w, integral_w = None, None
-    # A domain `gpu:0@integral` is a second source for `gpu:0`; only such domains are compared.
-    pairs = [
-        (energy_j.get(other.partition("@")[0]), joules)
-        for other, joules in energy_j.items()
-        if "@" in other
-    ]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if known and len(known) == len(pairs):
-        counter_w = sum(a for a, _ in known) / duration_s
-        integral_w = sum(b for _, b in known) / duration_s
-    joules = [energy_j.get(domain) for domain in counted]
+    joules = [line["energy_j"].get(domain) for domain in counted]
     total = None if any(j is None for j in joules) else sum(j for j in joules if j is not None)
     return {
         "state": "completed",
@@ -181,8 +176,17 @@ def _row(
         "duration_s": duration_s,
         "duty": min(1.0, on_s / duration_s),
         "power_w": None if total is None else total / duration_s,
-        "counter_w": counter_w,
-        "integral_w": integral_w,
+    }
+
+
+def _checked(checks: Sequence[CrossCheck]) -> dict[str, float | None]:
+    """The joules of a round by energy counters and by integrated power; None without both.
+
+    A second reader of the same counter (a domain `NAME@METER`) says nothing of it.
+    """
+    return {
+        "counter_j": sum(check.energy_j for check in checks) if checks else None,
+        "integral_j": sum(check.other_energy_j for check in checks) if checks else None,
     }
 
 

@@ -69,21 +69,22 @@ class Account:
     provenance: str
     earlier_j: float | None = 0.0
 
-    def energy_j(self) -> float | None:
-        """Joules of all attempts, as far as the counters have told; None without a meter."""
-        if not self.domains or self.earlier_j is None:
-            return None
-        by_domain = self.ledger.energy_so_far_j()
-        return self.earlier_j + sum(by_domain[domain] for domain in self.domains)
-
-    def why_unknown(self) -> str:
-        """Why `energy_j` is None."""
+    def energy_j(self) -> float | str:
+        """Joules of all attempts as far as the counters have told, or why they are not known."""
         if not self.domains:
             return "no domain was counted"
-        return "what an earlier attempt took is not known"
+        if self.earlier_j is None:
+            return "what an earlier attempt took is not known"
+        by_domain, total_j = self.ledger.energy_so_far_j(), self.earlier_j
+        for domain in self.domains:
+            told = by_domain[domain]
+            if isinstance(told, str):
+                return told
+            total_j += told
+        return total_j
 
     def power_w(self) -> float | None:
-        """Mean power over about the last second; None at first and without a meter."""
+        """Mean power over about the last second; None at first and where a counter tells none."""
         by_domain = self.ledger.power_now_w()
         if not self.domains or not all(domain in by_domain for domain in self.domains):
             return None
@@ -279,15 +280,20 @@ class Loop:
         self, update: int, evaluation: Evaluation | ReturnEvaluation, progress: Progress
     ) -> None:
         found = evaluation_record(self.plan, evaluation, "validation")
+        energy_j = self.account.energy_j()
+        why = {}
+        if isinstance(energy_j, str):
+            energy_j, why["energy_j"] = None, energy_j
+        if found["validation_accuracy"] is None:
+            why["validation_accuracy"] = "a control task has a return and no accuracy"
         metrics = {
             "update": update,
             "train_loss": progress.take_loss(),
             **found,
-            "energy_j": self.account.energy_j(),
+            "energy_j": energy_j,
             "provenance": self.account.provenance,
+            **({"why": why} if why else {}),
         }
-        if metrics["energy_j"] is None:
-            metrics["why"] = {"energy_j": self.account.why_unknown()}
         progress.evaluated_at = update
         progress.evaluation = found
         self.folder.append_metrics(metrics)
@@ -322,8 +328,8 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """An evaluation as the records have it: accuracy, loss and, for text, bits per character.
 
-    Of a control task it is the return alone. Where there are several tasks accuracy and loss are
-    means, and each task's own stand beside.
+    Of a control task it is the return, and the accuracy is None. Where there are several tasks
+    accuracy and loss are means, and each task's own stand beside.
 
     Args:
         plan: what is run.
@@ -331,7 +337,7 @@ def evaluation_record(
         split: `validation` or `test`, with which the keys begin.
     """
     if isinstance(evaluation, ReturnEvaluation):
-        return {f"{split}_return": evaluation.mean_return}
+        return {f"{split}_accuracy": None, f"{split}_return": evaluation.mean_return}
     record: dict[str, Any] = {
         f"{split}_accuracy": evaluation.accuracy,
         f"{split}_loss": evaluation.loss,

@@ -121,9 +121,9 @@ class ConsoleObserver(SilentObserver):
             self._bar = None
 
 
-def _energy_so_far(energy_j: float | None, provenance: str) -> str:
-    """Joules that say so where they were not measured; nothing where there are none."""
-    if energy_j is None:
+def _energy_so_far(energy_j: float | str | None, provenance: str) -> str:
+    """Joules that say so where they were not measured; nothing where they are not known."""
+    if energy_j is None or isinstance(energy_j, str):
         return ""
     joules = format_si(energy_j, "J")
     return joules if provenance == "measured" else f"{joules} {provenance}"
