@@ -103,6 +103,27 @@ def long_run_mean(
     return Estimate(mean, math.sqrt(variance) / float(count.sum()), freedom)
 
 
+def group_mean(values: Sequence[float], others: Sequence[float] = ()) -> Estimate:
+    """The mean of independent values, whose scatter a second group helps to tell.
+
+    Both groups scatter alike, each around a mean of its own: where they cannot be taken together,
+    few values still need not tell alone how far such values lie apart.
+
+    Args:
+        values: whose mean is wanted, at least one.
+        others: the second group.
+
+    Returns:
+        The mean, with a degree of freedom for each number beyond the first of its group; where
+        there is none, the error is not known and given as 0.
+    """
+    groups = [np.asarray(group, dtype=float) for group in (values, others) if len(group)]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.sum((group - group.mean()) ** 2)) for group in groups)
+    error = math.sqrt(squares / freedom / len(values)) if freedom else 0.0
+    return Estimate(float(groups[0].mean()), error, freedom)
+
+
 def difference(first: Estimate, second: Estimate) -> Estimate:
     """`first - second`, of independent estimates (Welch)."""
     error, freedom = _combine(first.standard_error, second.standard_error, first, second)

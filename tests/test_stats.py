@@ -113,3 +113,24 @@ def test_an_exact_denominator_scales_the_interval():
     _, low, high = stats.ratio_interval(stats.Estimate(3.0, 0.2, 7), stats.Estimate(2.0, 0.0))
     expected = stats.Estimate(1.5, 0.1, 7).interval()
     assert (low, high) == pytest.approx(expected)
+
+
+def test_one_group_alone_has_students_interval():
+    values = [3.0, 5.0, 4.0, 8.0]
+    found = stats.group_mean(values)
+    expected = scipy_stats.t.interval(0.95, 3, loc=5.0, scale=scipy_stats.sem(values))
+    assert found.interval() == pytest.approx(expected)
+    assert stats.group_mean([7.0]) == stats.Estimate(7.0, 0.0, 0)
+
+
+def test_a_second_group_tells_of_scatter_and_not_of_the_mean():
+    rng = np.random.default_rng(6)
+    held, widths = 0, []
+    for _ in range(2000):
+        found = stats.group_mean(list(rng.normal(7.0, 0.5, 2)), list(rng.normal(9.0, 0.5, 3)))
+        low, high = found.interval()
+        held += low <= 7.0 <= high
+        widths.append(high - low)
+    assert 0.935 <= held / 2000 <= 0.965
+    # Two values alone, with one degree of freedom, would make it three times as wide.
+    assert np.mean(widths) == pytest.approx(2 * 3.18 * 0.92 * 0.5 / math.sqrt(2), rel=0.05)
