@@ -124,11 +124,13 @@ class LongRun:
         energy_j: joules.
         duration_s: mean duration, in the windows that the joules come from.
         windows: how many windows counted.
+        ends_ns: when each of these ended.
     """
 
     energy_j: Estimate
     duration_s: float
     windows: int
+    ends_ns: frozenset[int]
 
 
 def estimate_per(lines: Iterable[Line], key: str, domains: Sequence[str]) -> LongRun | str:
@@ -155,7 +157,8 @@ def estimate_per(lines: Iterable[Line], key: str, domains: Sequence[str]) -> Lon
     )
     duration_s = math.fsum(window.duration_s for window in windows)
     count = math.fsum(window.count for window in windows)
-    return LongRun(estimate, duration_s / count, len(windows))
+    ends_ns = frozenset(window.end_ns for window in windows)
+    return LongRun(estimate, duration_s / count, len(windows), ends_ns)
 
 
 def relative_window_error(lines: Iterable[Line], domains: Sequence[str]) -> float | None:
