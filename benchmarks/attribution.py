@@ -4,6 +4,8 @@
     python benchmarks/attribution.py placement  errors of a phase's energy, beside Zeus if installed
     python benchmarks/attribution.py swings     swings of other periods: is the uncertainty right?
     python benchmarks/attribution.py intervals  how often an interval holds the truth
+    python benchmarks/attribution.py turns      the same where windows take turns with others
+    python benchmarks/attribution.py ratios     how often the interval of a ratio does
     python benchmarks/attribution.py cost       what metering takes of a processor
 
 Time is virtual: the library's own ledger and timelines run on a clock that the simulation moves.
@@ -22,6 +24,7 @@ import numpy as np
 
 from jaxenergy.energy import Ledger, mean_per
 from jaxenergy.meters.simulated import PowerCurve, SimulatedCounter, SimulatedMeter, VirtualClock
+from jaxenergy.stats import long_run_mean, long_run_ratio
 from jaxenergy.units import NS_PER_S
 
 LOW_W, HIGH_W = 80.0, 400.0
@@ -356,13 +359,17 @@ DETERMINISTIC: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 
 
-def interval_holds(power: Callable, tick_s: float, seed: int) -> tuple[bool, float, float]:
+def interval_holds(
+    power: Callable, tick_s: float, seed: int, other_w: float | None = None
+) -> tuple[bool, float, float]:
     """One run of windows.
 
     Args:
         power: of `RANDOM` or `DETERMINISTIC`.
         tick_s: the counter's period, with a jitter of 2 %.
         seed: of everything random.
+        other_w: the power of another program, which has a window after each of these, of a length
+            drawn within 20 % of theirs; None where they adjoin.
 
     Returns:
         Whether the interval of joules per update holds the long-run truth, half its width, and
@@ -371,23 +378,42 @@ def interval_holds(power: Callable, tick_s: float, seed: int) -> tuple[bool, flo
     rng = np.random.default_rng(seed)
     simulation = Simulation(tick_s, 0.02, seed, power_w=LOW_W)
     simulation.run(0.4)
-    pieces = round(WINDOWS * UPDATES * UPDATE_S / _PIECE_S) + 20
-    simulation.script(simulation.now_s, np.arange(pieces) * _PIECE_S, power(rng, pieces))
-    with simulation.ledger.phase("train") as phase:
-        for _ in range(WINDOWS):
-            simulation.run(UPDATES * UPDATE_S)
-            phase.cut(updates=UPDATES)
+    window_s = UPDATES * UPDATE_S
+    pieces = round(window_s / _PIECE_S)
+    power_w = power(rng, WINDOWS * pieces + 20)
+    if other_w is None:
+        simulation.script(simulation.now_s, np.arange(len(power_w)) * _PIECE_S, power_w)
+        with simulation.ledger.phase("train") as phase:
+            for _ in range(WINDOWS):
+                simulation.run(window_s)
+                phase.cut(updates=UPDATES)
+    else:
+        for first in range(0, WINDOWS * pieces, pieces):
+            own_w = power_w[first : first + pieces]
+            simulation.script(simulation.now_s, np.arange(pieces) * _PIECE_S, own_w)
+            _window(simulation, window_s)
+            simulation.set_power(other_w)
+            _window(simulation, window_s * rng.uniform(0.8, 1.2))
     simulation.ledger.close()
     lines = [line for line in simulation.ledger.lines if line["phase"] == "train"]
+    lines = lines if other_w is None else lines[::2]
     found = mean_per(lines, "updates", [NAME])
     true_j = MEAN_W * UPDATE_S
     low_j, high_j = found["ci95"]
     return low_j <= true_j <= high_j, (high_j - low_j) / 2, found["mean"] - true_j
 
 
-def coverage(power: Callable, tick_s: float, repetitions: int) -> tuple[float, float, float]:
+def _window(simulation: Simulation, length_s: float) -> None:
+    with simulation.ledger.phase("train", updates=UPDATES) as phase:
+        simulation.run(length_s)
+        phase.fence()
+
+
+def coverage(
+    power: Callable, tick_s: float, repetitions: int, other_w: float | None = None
+) -> tuple[float, float, float]:
     """Part of runs whose interval holds the truth, mean half-width over rms error, rms error."""
-    runs = [interval_holds(power, tick_s, seed) for seed in range(repetitions)]
+    runs = [interval_holds(power, tick_s, seed, other_w) for seed in range(repetitions)]
     held, half_widths, errors = (np.array(column) for column in zip(*runs, strict=True))
     return float(held.mean()), float(half_widths.mean() / rms(errors)), rms(errors)
 
@@ -395,15 +421,80 @@ def coverage(power: Callable, tick_s: float, repetitions: int) -> tuple[float, f
 def print_intervals(repetitions: int) -> None:
     """A table of coverages."""
     print(f"95 % intervals of J per update, {repetitions} runs of {WINDOWS} windows of 0.25 s")
-    print(f"{'power':24}{'tick':>8} {'holds':>8} {'half-width / rms error':>24}{'rms error':>11}")
+    print(f"{'power':32}{'tick':>8} {'holds':>8} {'half-width / rms error':>24}{'rms error':>11}")
     for name, power in (RANDOM | DETERMINISTIC).items():
         for tick_s in (0.001, 0.02, 0.1):
-            held, ratio, error_j = coverage(power, tick_s, repetitions)
-            relative = 100 * error_j / (MEAN_W * UPDATE_S)
-            print(
-                f"{name:24}{1e3 * tick_s:5.0f} ms {100 * held:7.1f}% {ratio:24.2f}{relative:10.3f}%"
-            )
-            sys.stdout.flush()
+            _print_interval(name, power, tick_s, repetitions, None)
+
+
+def print_turns(repetitions: int) -> None:
+    """The same of windows that take turns with those of another program."""
+    print(f"95 % intervals of J per update, {repetitions} runs of {WINDOWS} windows of 0.25 s,")
+    print(f"each followed by one of another program; constant power is {MEAN_W:.0f} W")
+    for name in ("constant", "white"):
+        for tick_s in (0.001, 0.02, 0.1):
+            for other_w in (MEAN_W, LOW_W):
+                power = (RANDOM | DETERMINISTIC)[name]
+                _print_interval(
+                    f"{name}, the other {other_w:.0f} W", power, tick_s, repetitions, other_w
+                )
+
+
+def _print_interval(
+    name: str, power: Callable, tick_s: float, repetitions: int, other_w: float | None
+) -> None:
+    held, ratio, error_j = coverage(power, tick_s, repetitions, other_w)
+    relative = 100 * error_j / (MEAN_W * UPDATE_S)
+    print(f"{name:32}{1e3 * tick_s:5.0f} ms {100 * held:7.1f}% {ratio:24.2f}{relative:10.3f}%")
+    sys.stdout.flush()
+
+
+# Intervals of a ratio of two programs that are measured by turns
+
+RATIO = 2.0
+
+
+def ratios_hold(
+    rounds: int, scatter: float, repetitions: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the intervals of a ratio that is `RATIO` in truth.
+
+    Args:
+        rounds: of one window each.
+        scatter: of a window, relative to the mean; half of its variance is the round's, shared.
+        repetitions: how many intervals.
+        seed: of the draws.
+
+    Returns:
+        The ends by Fieller's method, infinite where there are none, and those of the ratio's own
+        standard error, which is the same on both sides [repetitions, 2].
+    """
+    rng = np.random.default_rng(seed)
+    fieller, symmetric = [], []
+    for _ in range(repetitions):
+        shape = 2 / scatter**2
+        shared, *own = rng.gamma(shape, 1 / shape, (3, rounds))
+        above, below = RATIO * shared * own[0], shared * own[1]
+        fieller.append(long_run_ratio(above, below)[1:])
+        symmetric.append(long_run_mean(above, below).interval())
+    return np.array(fieller), np.array(symmetric)
+
+
+def print_ratios(repetitions: int) -> None:
+    """A table of how often intervals of a ratio hold it, and on which side it is missed."""
+    print(f"95 % intervals of a ratio of {RATIO:g}, {repetitions} measurements a row")
+    names = ("Fieller:", "symmetric:")
+    heads = f"{'bounded':>9}{'holds':>7}{'too high':>9}{'too low':>8}"
+    print(f"{'scatter':>8}{'rounds':>7}" + "".join(f" | {name} {heads}" for name in names))
+    for scatter in (0.05, 0.2, 0.4):
+        for rounds in (5, 10, 40):
+            row = f"{scatter:8.0%}{rounds:7}"
+            for name, ends in zip(names, ratios_hold(rounds, scatter, repetitions), strict=True):
+                low, high = ends[np.isfinite(ends[:, 1])].T
+                held = np.mean((low <= RATIO) & (high >= RATIO))
+                row += f" | {'':{len(name)}} {len(low) / repetitions:9.1%}{held:7.1%}"
+                row += f"{np.mean(low > RATIO):9.1%}{np.mean(high < RATIO):8.1%}"
+            print(row, flush=True)
 
 
 # Cost
@@ -504,6 +595,8 @@ PARTS = {
     "placement": print_placement,
     "swings": print_swings,
     "intervals": lambda: print_intervals(2000),
+    "turns": lambda: print_turns(400),
+    "ratios": lambda: print_ratios(20000),
     "cost": print_cost,
 }
 

@@ -22,10 +22,10 @@ from jaxenergy import energy
 from jaxenergy.energy.rounds import (
     NOTHING_COUNTED,
     TIME_WAS_UP,
+    Ratio,
     Rounds,
     line_duration_s,
     measure_rounds,
-    ratio_of_means,
 )
 from jaxenergy.errors import UsageError
 from jaxenergy.meters import Device, Meters, open_meters
@@ -214,22 +214,6 @@ def measure(
 
 
 @dataclasses.dataclass(frozen=True)
-class Ratio:
-    """How one function compares with another, by windows that lie side by side.
-
-    Attributes:
-        value: the ratio of the means.
-        ci95: its 95 % interval (low, high).
-    """
-
-    value: float
-    ci95: tuple[float, float]
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} (95 % {self.ci95[0]:.4g} to {self.ci95[1]:.4g})"
-
-
-@dataclasses.dataclass(frozen=True)
 class Comparison:
     """What several functions cost beside each other.
 
@@ -274,7 +258,8 @@ def compare(
     """Measures several functions beside each other.
 
     Each round gives every function one window, in an order drawn anew, and ratios are taken within
-    rounds, so that what changes slowly (heat, clocks, other users) touches all alike.
+    rounds, so that what changes slowly (heat, clocks, other users) touches all alike. They rest on
+    the rounds in which both windows count in their means.
 
     Args:
         functions: by name, at least two; the first is what the others are held against.
@@ -301,16 +286,12 @@ def compare(
     baseline, *others = functions
     ratios: dict[str, dict[str, Ratio | None]] = {"energy": {}, "time": {}}
     why = {}
-    for what, value_of in (("energy", measured.line_energy_j), ("time", line_duration_s)):
-        values = measured.by_round(value_of)
+    for what, ratio_of in (("energy", measured.energy_ratio), ("time", measured.time_ratio)):
         for name in others:
-            found = ratio_of_means(values, name, baseline)
+            found = ratio_of(name, baseline)
             if isinstance(found, str):
-                null = measured.why_unknown() if what == "energy" else None
-                why[f"{name} {what}"] = null or found
-                ratios[what][name] = None
-            else:
-                ratios[what][name] = Ratio(found.value, found.interval())
+                why[f"{name} {what}"] = found
+            ratios[what][name] = None if isinstance(found, str) else found
     return Comparison(
         measurements={name: _measurement(measured, name, target_relative_ci) for name in functions},
         baseline=baseline,

@@ -92,15 +92,34 @@ def long_run_mean(
         raise ValueError(f"two windows at least, of positive counts, are needed; got {n}: {count}")
     mean = float(amount.sum() / count.sum())
     residual = amount - mean * count
-    frequencies = min(n - 1, max(MIN_FREQUENCIES, round(FREQUENCIES * n ** (2 / 3))))
-    angles = np.pi * np.outer(np.arange(1, frequencies + 1), np.arange(n) + 0.5) / n
-    coefficients = np.sqrt(2 / n) * np.cos(angles) @ residual
+    coefficients = _low_frequencies(residual)
     seen_variance = n * float(np.mean(coefficients**2))
     variance = seen_variance + known_variance
     freedom = math.inf
     if seen_variance > 0:
-        freedom = frequencies * (variance / seen_variance) ** 2
+        freedom = len(coefficients) * (variance / seen_variance) ** 2
     return Estimate(mean, math.sqrt(variance) / float(count.sum()), freedom)
+
+
+def group_mean(values: Sequence[float], others: Sequence[float] = ()) -> Estimate:
+    """The mean of independent values, whose scatter a second group helps to tell.
+
+    Both groups scatter alike, each around a mean of its own: where they cannot be taken together,
+    few values still need not tell alone how far such values lie apart.
+
+    Args:
+        values: whose mean is wanted, at least one.
+        others: the second group.
+
+    Returns:
+        The mean, with a degree of freedom for each number beyond the first of its group; where
+        there is none, the error is not known and given as 0.
+    """
+    groups = [np.asarray(group, dtype=float) for group in (values, others) if len(group)]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.sum((group - group.mean()) ** 2)) for group in groups)
+    error = math.sqrt(squares / freedom / len(values)) if freedom else 0.0
+    return Estimate(float(groups[0].mean()), error, freedom)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
@@ -109,33 +128,60 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
     return Estimate(first.value - second.value, error, freedom)
 
 
-def ratio_interval(
-    first: Estimate, second: Estimate, level: float = 0.95
+def long_run_ratio(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """`first / second`, of independent estimates, with Fieller's interval.
+    """The ratio of the long-run means of two series that go in pairs, with Fieller's interval.
+
+    A ratio R is in it where the mean of numerator - R denominator is not told apart from zero by
+    the long-run variance of that very series (`long_run_mean`): what a pair shares drops out. With
+    R = ratio + d, sums B of the denominators, and cosine coefficients b_j of them and u_j of
+    numerator - ratio denominator, these are the d with
+
+        (d B)^2 <= t^2 (n / v) sum_j (u_j - d b_j)^2,
+
+    which lie between the roots of a quadratic. Where the denominator is known to a few tenths only,
+    the interval reaches further above the ratio than below.
 
     Args:
-        first: the numerator.
-        second: the denominator; its interval must not hold zero.
+        numerators: one of each pair, in the order of time.
+        denominators: the other, of a positive sum.
         level: of confidence.
 
     Returns:
-        The ratio and the ends of its interval; infinite ends where the denominator could be zero.
+        The ratio and the ends of its interval; infinite ends where the denominators' mean is not
+        told apart from zero.
+
+    Raises:
+        ValueError: fewer than two pairs, or a sum of denominators that is not positive.
 
     References:
         E. C. Fieller, Some problems in interval estimation, J. Royal Statistical Society B 16,
         175 (1954).
     """
-    ratio = first.value / second.value
-    _, freedom = _combine(first.standard_error, ratio * second.standard_error, first, second)
-    t = student_quantile(0.5 + level / 2, freedom)
-    g = (t * second.standard_error / second.value) ** 2
-    if g >= 1:
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    n, total = len(below), float(below.sum())
+    if n < 2 or total <= 0:
+        raise ValueError(f"two pairs at least, of a positive sum, are needed; got {n}: {total}")
+    ratio = float(above.sum()) / total
+    b, u = _low_frequencies(below), _low_frequencies(above - ratio * below)
+    scale = student_quantile(0.5 + level / 2, len(b)) ** 2 * n / len(b)
+    power, shared, residual = scale * float(b @ b), scale * float(b @ u), scale * float(u @ u)
+    if total**2 <= power:
         return ratio, -math.inf, math.inf
-    spread = (t / abs(second.value)) * math.sqrt(
-        (1 - g) * first.standard_error**2 + ratio**2 * second.standard_error**2
-    )
-    return ratio, (ratio - spread) / (1 - g), (ratio + spread) / (1 - g)
+    spread = math.sqrt(shared**2 + (total**2 - power) * residual)
+    low, high = ((end - shared) / (total**2 - power) for end in (-spread, spread))
+    return ratio, ratio + low, ratio + high
+
+
+def _low_frequencies(series: np.ndarray) -> np.ndarray:
+    """The first v cosine coefficients of a series, which its long-run mean is uncertain by."""
+    n = len(series)
+    frequencies = min(n - 1, max(MIN_FREQUENCIES, round(FREQUENCIES * n ** (2 / 3))))
+    angles = np.pi * np.outer(np.arange(1, frequencies + 1), np.arange(n) + 0.5) / n
+    return np.sqrt(2 / n) * np.cos(angles) @ series
 
 
 def _combine(a: float, b: float, first: Estimate, second: Estimate) -> tuple[float, float]:

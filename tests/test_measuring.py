@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxenergy
-from jaxenergy.energy.rounds import measure_rounds, ratio_of_means
+from jaxenergy.energy.rounds import Ratio, Rounds, measure_rounds, ratio_of_means
 from jaxenergy.errors import UsageError
 from jaxenergy.meters import Meters, open_meters
 from jaxenergy.meters.simulated import Faults, PowerCurve, SimulatedCounter, SimulatedMeter
@@ -340,15 +340,15 @@ def test_one_function_is_no_comparison():
 
 
 @given(
-    below=st.lists(st.floats(0.1, 1e3), min_size=5, max_size=40),
+    below=st.lists(st.floats(1.0, 2.0), min_size=5, max_size=40),
     ratio=st.floats(-10, 10),
 )
 def test_a_ratio_is_free_of_what_the_cases_of_a_round_share(below, ratio):
     rounds = [{"base": value, "case": ratio * value} for value in below]
     found = ratio_of_means(rounds, "case", "base")
-    assert not isinstance(found, str)
+    assert isinstance(found, Ratio)
     assert found.value == pytest.approx(ratio, rel=1e-9, abs=1e-12)
-    assert found.standard_error == pytest.approx(0.0, abs=1e-9)
+    assert found.ci95 == pytest.approx((ratio, ratio), rel=1e-9, abs=1e-9)
 
 
 def test_a_ratio_needs_rounds_and_a_positive_baseline():
@@ -357,8 +357,46 @@ def test_a_ratio_needs_rounds_and_a_positive_baseline():
         ([], "time was up"),
         ([one] * 4, "too few"),
         ([one] * 5 + [{"base": 0.0, "case": 1.0}], "positive"),
+        ([one] * 4 + [{"base": 30.0, "case": 1.0}], "nothing bounds"),
     ):
         assert word in str(ratio_of_means(rounds, "case", "base"))
+
+
+def made_up_rounds(seconds_and_joules, slowed=()) -> Rounds:
+    """Rounds of the cases `base` and `case`, whose windows take what is said.
+
+    Args:
+        seconds_and_joules: of each window, by turns; one call each.
+        slowed: the numbers of those that were slowed down by heat.
+    """
+    meters = steady_power()
+    (domain,) = meters.counted_domains
+    lines, at_ns = [], 0
+    for number, (seconds, joules) in enumerate(seconds_and_joules):
+        begin_ns, at_ns = at_ns, at_ns + round(1e9 * seconds)
+        line = {"phase": "train", "updates": 1, "steady": True, "fenced": True, "why": {}}
+        line |= {"start_ns": begin_ns, "end_ns": at_ns}
+        line |= {"energy_j": {domain: joules}, "uncertainty_j": {domain: 0.0}}
+        reasons = ["software thermal slowdown"] if number in slowed else []
+        line["conditions"] = {domain: {"throttle_reasons": reasons}}
+        lines.append(line)
+    return Rounds(("base", "case"), meters, lines, ["base", "case"] * (len(lines) // 2))
+
+
+def test_a_ratio_is_of_the_rounds_whose_windows_count_in_the_means():
+    windows = [(1.0, 10.0), (2.0, 30.0)] * 8
+    assert made_up_rounds(windows).energy_ratio("case", "base") == Ratio(3.0, (3.0, 3.0))
+    windows[4], windows[9] = (5.0, 40.0), (7.0, 99.0)  # of rounds 2 and 4
+    measured = made_up_rounds(windows, slowed=(4, 9))
+    assert measured.energy_ratio("case", "base") == Ratio(3.0, (3.0, 3.0))
+    assert measured.time_ratio("case", "base") == Ratio(2.0, (2.0, 2.0))
+
+
+def test_without_a_mean_of_joules_there_is_no_ratio_of_them_and_all_windows_tell_of_time():
+    windows = [(1.0, 10.0), (2.0, 30.0)] * 6
+    measured = made_up_rounds(windows, slowed=(1, 3))
+    assert "4 steady windows" in str(measured.energy_ratio("case", "base"))
+    assert measured.time_ratio("case", "base") == Ratio(2.0, (2.0, 2.0))
 
 
 # Rounds

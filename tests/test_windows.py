@@ -83,12 +83,28 @@ def test_inner_edges_of_contiguous_windows_cancel():
     assert not isinstance(found, str)
     # Two outer edges, each with half of a window's variance: 1 J of 250.
     assert found.energy_j.standard_error == pytest.approx(1.0 / 250)
-    for number, line in enumerate(lines):  # the same windows, apart from each other
-        line["start_ns"] += 5 * NS_PER_S * number
-        line["end_ns"] += 5 * NS_PER_S * number
-    apart = estimate_per(lines, "updates", ["d"])
-    assert not isinstance(apart, str)
-    assert apart.energy_j.standard_error == pytest.approx(5.0 / 250)
+
+
+@pytest.mark.parametrize("adjoining", [1, 2, 5, 20])
+def test_edges_of_windows_apart_are_counted_once(adjoining):
+    """Edges are all that windows err by, and after so many windows there is a gap."""
+    n, rng = 20, np.random.default_rng(adjoining)
+    runs = n // adjoining
+    held, variances = [], []
+    for _ in range(1000):
+        edges = rng.standard_normal((runs, adjoining + 1))
+        lines = make_lines((10 + np.diff(edges).ravel()).tolist(), error_j=math.sqrt(2))
+        for number, line in enumerate(lines):
+            line["start_ns"] += 5 * NS_PER_S * (number // adjoining)
+            line["end_ns"] += 5 * NS_PER_S * (number // adjoining)
+        found = estimate_per(lines, "updates", ["d"])
+        assert not isinstance(found, str)
+        low_j, high_j = found.energy_j.interval()
+        held.append(low_j <= 1.0 <= high_j)
+        variances.append((10 * n * found.energy_j.standard_error) ** 2)
+    assert np.mean(held) > 0.93
+    # Two edges of each run are in the sum. What is too much is of the ends of the whole series.
+    assert 0.95 * 2 * runs < np.mean(variances) < 1.05 * (2 * runs + 9)
 
 
 def test_domains_are_added():

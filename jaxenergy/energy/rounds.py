@@ -24,7 +24,7 @@ from jaxenergy.energy import windows
 from jaxenergy.energy.ledger import Ledger
 from jaxenergy.energy.windows import LongRun
 from jaxenergy.meters import Meters
-from jaxenergy.stats import Estimate, long_run_mean
+from jaxenergy.stats import Estimate, long_run_ratio
 from jaxenergy.units import NS_PER_S
 
 Line = Mapping[str, Any]
@@ -42,6 +42,22 @@ _CALIBRATION_SHARE, _MAX_CALIBRATION_S = 0.1, 0.1
 _IDLE_SHARE, _MAX_IDLE_S = 0.05, 2.0
 # Of idle's time, the part in which clocks and fans come to rest before it is measured.
 _SETTLE_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How one case compares with another, by windows that lie side by side.
+
+    Attributes:
+        value: the ratio of the means.
+        ci95: its 95 % interval (low, high), by Fieller's method: not symmetric, always bounded.
+    """
+
+    value: float
+    ci95: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} (95 % {self.ci95[0]:.4g} to {self.ci95[1]:.4g})"
 
 
 @dataclasses.dataclass
@@ -119,6 +135,33 @@ class Rounds:
                 rounds.append(dict(zip(self.cases, per_call, strict=True)))
         return rounds
 
+    def energy_ratio(self, case: str, baseline: str) -> Ratio | str:
+        """Joules per call of one case over those of another, or why that is not known."""
+        for one in (case, baseline):
+            found = self.long_run(one)
+            if isinstance(found, str):
+                return self.why_unknown() or found
+        found = self._ratio(self.line_energy_j, case, baseline)
+        return (self.why_unknown() or found) if isinstance(found, str) else found
+
+    def time_ratio(self, case: str, baseline: str) -> Ratio | str:
+        """Seconds per call of one case over those of another, or why that is not known."""
+        return self._ratio(line_duration_s, case, baseline)
+
+    def _ratio(
+        self, value_of: Callable[[Line], float | None], case: str, baseline: str
+    ) -> Ratio | str:
+        left_out = self._left_out(case) | self._left_out(baseline)
+        values = self.by_round(lambda line: None if line["end_ns"] in left_out else value_of(line))
+        return ratio_of_means(values, case, baseline)
+
+    def _left_out(self, case: str) -> set[int]:
+        """When windows ended that do not count in the means; none where joules are not known."""
+        found = self.long_run(case)
+        if isinstance(found, str):
+            return set()
+        return {line["end_ns"] for line in self.windows_of(case)} - found.ends_ns
+
     def idle_power_w(self) -> Estimate | str:
         """Idle power of the counted domains together, or why it is not known."""
         if not self.meters.counted_domains:
@@ -148,7 +191,7 @@ def too_few(rounds: int) -> str | None:
     return f"{rounds} rounds are too few for an interval, which needs {windows.MIN_WINDOWS}"
 
 
-def ratio_of_means(values: list[dict[str, float]], case: str, baseline: str) -> Estimate | str:
+def ratio_of_means(values: list[dict[str, float]], case: str, baseline: str) -> Ratio | str:
     """The mean of one case over the mean of another, by what they differ within rounds.
 
     Args:
@@ -165,7 +208,10 @@ def ratio_of_means(values: list[dict[str, float]], case: str, baseline: str) -> 
     below = [one[baseline] for one in values]
     if min(below) <= 0:
         return f"{baseline} has a window without a positive value"
-    return long_run_mean([one[case] for one in values], below)
+    value, low, high = long_run_ratio([one[case] for one in values], below)
+    if math.isinf(high):
+        return f"the mean of {baseline} is not told apart from zero, so nothing bounds the ratio"
+    return Ratio(value, (low, high))
 
 
 @dataclasses.dataclass

@@ -126,11 +126,13 @@ class LongRun:
         energy_j: joules.
         duration_s: mean duration, in the windows that the joules come from.
         windows: how many windows counted.
+        ends_ns: when each of these ended.
     """
 
     energy_j: Estimate
     duration_s: float
     windows: int
+    ends_ns: frozenset[int]
 
 
 def estimate_per(lines: Iterable[Line], key: str, domains: Sequence[str]) -> LongRun | str:
@@ -154,11 +156,14 @@ def estimate_per(lines: Iterable[Line], key: str, domains: Sequence[str]) -> Lon
     estimate = long_run_mean(
         [window.energy_j for window in windows],
         [window.count for window in windows],
-        known_variance=_outer_edges_j2(windows),
+        # What edges err by is in the series: where windows adjoin it cancels, where they lie apart
+        # it scatters. The two outermost are added, which a very regular series may not show.
+        known_variance=(windows[0].edges_j2 + windows[-1].edges_j2) / 2,
     )
     duration_s = math.fsum(window.duration_s for window in windows)
     count = math.fsum(window.count for window in windows)
-    return LongRun(estimate, duration_s / count, len(windows))
+    ends_ns = frozenset(window.end_ns for window in windows)
+    return LongRun(estimate, duration_s / count, len(windows), ends_ns)
 
 
 def relative_window_error(lines: Iterable[Line], domains: Sequence[str]) -> float | None:
@@ -290,20 +295,6 @@ def _slowed(windows: Sequence[_Window]) -> list[bool | None]:
         told.append(reading)
         after = window
     return told[::-1]
-
-
-def _outer_edges_j2(windows: Sequence[_Window]) -> float:
-    """Variance of the sum of windows from their edges: inner edges of contiguous ones cancel."""
-    variance = 0.0
-    for position, window in enumerate(windows):
-        before = windows[position - 1] if position else None
-        after = windows[position + 1] if position + 1 < len(windows) else None
-        # Each edge has half of a window's variance.
-        if before is None or not _adjoin(before, window):
-            variance += window.edges_j2 / 2
-        if after is None or not _adjoin(window, after):
-            variance += window.edges_j2 / 2
-    return variance
 
 
 def _adjoin(first: _Window, second: _Window) -> bool:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxenergy.frameworks import analysis
 from jaxenergy.frameworks.analysis import Crossover, Interval, Observation
 from jaxenergy.meters.base import PROVENANCES
+from jaxenergy.stats import group_mean
 
 SCHEMA = 1
 
@@ -132,32 +134,69 @@ def _describe(processes: Sequence[Process], updates: int | None) -> dict[str, An
         "described": processes[0]["described"],
     }
     for unit, key in _UNITS.items():
-        told[f"per_update_{unit}"] = _mean(processes, "per_update", key)
+        told[f"per_update_{unit}"] = _mean_of_updates(
+            processes, _per_update(key), f"per_update.{key}"
+        )
         told[f"start_up_{unit}"] = _mean(processes, "stages", "start_up", key)
         told[f"compile_{unit}"] = _mean(cold, "stages", "compile", key, empty=_NO_COLD)
         told[f"warmup_{unit}"] = _mean(cold, "stages", "warmup", key, empty=_NO_COLD)
         told[f"fixed_{unit}"] = _mean(cold, "fixed", key, empty=_NO_COLD)
-        told[f"training_{unit}"] = _training(processes, key, updates)
-    told["power_w"] = _mean(processes, "per_update", "power_w")
+        told[f"training_{unit}"] = _training(cold, key, updates)
+    told["power_w"] = _mean_of_updates(processes, _per_update("power_w"), "per_update.power_w")
     told["idle_w"] = _mean(processes, "idle_w")
-    told["net_per_update_j"] = _interval(
-        [_net_update_j(process) for process in processes], _why(processes, "idle_w")
-    )
+    told["net_per_update_j"] = _mean_of_updates(processes, _net_update_j, "idle_w")
     told["peak_memory"] = {
         key: _mean(processes, "peak_memory", key) for key in ("host_bytes", "device_bytes")
     }
     return told
 
 
-def _training(processes: Sequence[Process], key: str, updates: int | None) -> dict[str, Any]:
-    seen = [_observe(process, key) for process in processes]
-    known = [one for one in seen if one is not None]
+def _tell_of_updates(processes: Sequence[Process]) -> tuple[list[Process], list[Process]]:
+    """Whose updates are told, and those of whom only the scatter is.
+
+    A process that has compiled makes slower updates than one that found its programs in the cache
+    (docs/performance.md), so the two are never taken together: those tell that found them, where
+    there are two.
+    """
+    cold = [process for process in processes if process["cold"]]
+    loaded = [process for process in processes if not process["cold"]]
+    if len(loaded) >= analysis.MIN_PROCESSES or not cold:
+        return loaded, cold
+    return cold, loaded
+
+
+def _per_update(key: str) -> Callable[[Process], float | None]:
+    return lambda process: process["per_update"][key]
+
+
+def _mean_of_updates(
+    processes: Sequence[Process], value_of: Callable[[Process], float | None], name: str
+) -> dict[str, Any]:
+    """The mean of what is told by updates; `name` is that of the value that may be missing."""
+    telling, others = _tell_of_updates(processes)
+    values, scatter = (
+        [value for process in group if (value := value_of(process)) is not None]
+        for group in (telling, others)
+    )
+    found = _mean_in_group(values, scatter) if len(values) == len(telling) else None
+    return _to_json(found, "mean", _why(telling, name))
+
+
+def _mean_in_group(values: Sequence[float], others: Sequence[float]) -> Interval:
+    """As `analysis.mean`; other processes, with a mean of their own, are taken to scatter alike."""
+    found = group_mean(values, others)
+    return Interval(found.value, found.interval() if found.freedom else None, len(values))
+
+
+def _training(cold: Sequence[Process], key: str, updates: int | None) -> dict[str, Any]:
+    """A training that compiles anew, with the updates of the processes that did so."""
+    if not cold:
+        return _to_json(None, "mean", _NO_COLD)
+    seen = [one for process in cold if (one := _observe(process, key)) is not None]
     found = None
-    compiled = any(one.fixed is not None for one in known)
-    if updates is not None and compiled and len(known) == len(seen):
-        found = analysis.whole_training(known, updates)
-    why = _NO_COLD if len(known) == len(seen) else _why(processes, f"per_update.{key}")
-    return _to_json(found, "mean", why)
+    if updates is not None and len(seen) == len(cold):
+        found = analysis.whole_training(seen, updates)
+    return _to_json(found, "mean", _why(cold, f"per_update.{key}"))
 
 
 def _observe(process: Process, key: str) -> Observation | None:
@@ -192,7 +231,7 @@ def _compare(
 
     pair: dict[str, Any] = {"framework": second, "reference": first}
     for what, key in (("energy", "energy_j"), ("time", "duration_s")):
-        pair[f"{what}_ratio"] = ratio("per_update", key)
+        pair[f"{what}_ratio"] = _ratio_of_updates(of, first, second, key)
         pair[f"start_up_{what}_ratio"] = ratio("stages", "start_up", key)
         pair[f"compile_{what}_ratio"] = ratio("stages", "compile", key, cold=True)
         pair[f"training_{what}_ratio"] = _ratio(
@@ -202,11 +241,12 @@ def _compare(
             name: {block: _observe(process, key) for block, process in of[name].items()}
             for name in (first, second)
         }
-        blocks = analysis.by_block(samples, first, second)
-        told = any(None not in (x.fixed, y.fixed) for x, y in blocks)
-        found = analysis.crossover(blocks) if told else None
+        # As of `_training`, updates are those of the processes that compiled anew.
+        pairs = analysis.by_block(samples, first, second)
+        blocks = [(x, y) for x, y in pairs if None not in (x.fixed, y.fixed)]
+        found = analysis.crossover(blocks) if blocks else None
         pair[f"{what}_crossover"] = _crossover_to_json(found, first, second)
-    pair["power_ratio"] = ratio("per_update", "power_w")
+    pair["power_ratio"] = _ratio_of_updates(of, first, second, "power_w")
     pair["host_memory_ratio"] = ratio("peak_memory", "host_bytes")
     pair["device_memory_ratio"] = ratio("peak_memory", "device_bytes")
     return pair
@@ -218,16 +258,53 @@ def _ratio(
     second: str,
     value_of: Callable[[Process], float | None],
 ) -> dict[str, Any]:
+    pairs = _pairs(of, first, second, value_of)
+    if why := _why_no_ratio(pairs):
+        return {"ratio": None, "why": why}
+    return _to_json(analysis.ratio(pairs), "ratio", "")
+
+
+def _ratio_of_updates(
+    of: Mapping[str, Mapping[int, Process]], first: str, second: str, key: str
+) -> dict[str, Any]:
+    """As `_ratio`, of blocks whose updates are told; a block's processes are all of one kind."""
+    both = [of[first][block] for block in sorted(of[first].keys() & of[second].keys())]
+    pairs, scatter = (
+        _pairs(
+            {name: {p["block"]: of[name][p["block"]] for p in group} for name in (first, second)},
+            first,
+            second,
+            _per_update(key),
+        )
+        for group in _tell_of_updates(both)
+    )
+    if why := _why_no_ratio([*pairs, *scatter] if pairs else []):
+        return {"ratio": None, "why": why}
+    logs = _mean_in_group(*([math.log(x / y) for x, y in group] for group in (pairs, scatter)))
+    ci95 = None if logs.ci95 is None else (math.exp(logs.ci95[0]), math.exp(logs.ci95[1]))
+    return _to_json(Interval(math.exp(logs.value), ci95, logs.processes), "ratio", "")
+
+
+def _pairs(
+    of: Mapping[str, Mapping[int, Process]],
+    first: str,
+    second: str,
+    value_of: Callable[[Process], float | None],
+) -> list[tuple[float, float]]:
+    """The values of the second and of the first, by block."""
     values = {
         name: {block: value_of(process) for block, process in of[name].items()}
         for name in (first, second)
     }
-    pairs = analysis.by_block(values, second, first)
+    return analysis.by_block(values, second, first)
+
+
+def _why_no_ratio(pairs: Sequence[tuple[float, float]]) -> str | None:
     if not pairs:
-        return {"ratio": None, "why": "no block has it for both"}
+        return "no block has it for both"
     if min(value for pair in pairs for value in pair) <= 0:
-        return {"ratio": None, "why": "a process has a value that is not above zero"}
-    return _to_json(analysis.ratio(pairs), "ratio", "")
+        return "a process has a value that is not above zero"
+    return None
 
 
 def _crossover_to_json(found: Crossover | None, first: str, second: str) -> dict[str, Any]:

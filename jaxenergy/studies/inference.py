@@ -18,8 +18,6 @@ LEVEL = 0.05
 # Two costs that differ by less are the same for anybody who chooses a set-up.
 MARGIN = math.log(1.03)
 
-_BOOTSTRAP = 500
-
 
 def mean_of(values: np.ndarray) -> Estimate:
     """The mean of independent blocks with its error.
@@ -280,18 +278,27 @@ def _weighted_fit(design: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.linalg.pinv(design * weight[:, None]) * weight
 
 
-def jackknife(values: np.ndarray, statistic) -> Estimate:
-    """A smooth statistic of means over blocks, with its jackknife error.
+def pseudo_values(values: np.ndarray, statistic) -> np.ndarray:
+    """One number per block, whose mean is a smooth statistic of means and whose error is its own.
+
+    The error is that of the jackknife; so what is done with the blocks of a mean can be done with
+    these, as in `ratio_bounds`.
 
     Args:
         values: [blocks, ...].
         statistic: takes means [n, ...] and gives numbers [n].
+
+    Returns:
+        [blocks].
     """
     n = len(values)
     left_out = statistic((values.sum(axis=0) - values) / (n - 1))
-    value = float(statistic(values.mean(axis=0)[None])[0])
-    error = math.sqrt((n - 1) / n * float(np.sum((left_out - left_out.mean()) ** 2)))
-    return Estimate(value, error, n - 1)
+    return statistic(values.mean(axis=0)[None]) + (n - 1) * (left_out.mean() - left_out)
+
+
+def jackknife(values: np.ndarray, statistic) -> Estimate:
+    """A smooth statistic of means over blocks, with its jackknife error; see `pseudo_values`."""
+    return mean_of(pseudo_values(values, statistic))
 
 
 def ratio_bounds(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
@@ -323,31 +330,13 @@ def ratio_bounds(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float,
     c = mean_n**2 - t2 * var_n
     root = math.sqrt(max(b**2 - a * c, 0.0))
     if a > 0:  # the denominator is off zero
-        if mean_d < 0:
-            return math.inf, math.inf
-        return max(0.0, (b - root) / a), (b + root) / a
+        low, high = (b - root) / a, (b + root) / a
+        return (max(0.0, low), high) if mean_d > 0 and high >= 0 else (math.inf, math.inf)
     if c <= 0:  # the numerator may be zero as well: every ratio fits
         return 0.0, math.inf
     # The set is what lies outside of the two roots; of it, the part of positive ratios.
     low = c / (b + root) if b + root > 0 else math.inf
     return low, math.inf
-
-
-def block_bootstrap(values: np.ndarray, statistic, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of a statistic of means, blocks drawn with replacement.
-
-    Args:
-        values: [blocks, ...].
-        statistic: takes means [n, ...] and gives numbers [n].
-        seed: of the draws.
-
-    Returns:
-        The ends of the 95 % interval.
-    """
-    draws = np.random.default_rng(seed).integers(len(values), size=(_BOOTSTRAP, len(values)))
-    found = statistic(values[draws].mean(axis=1))
-    low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")  # some may be infinite
-    return float(low), float(high)
 
 
 def log_rank(

@@ -5,6 +5,7 @@ accuracy.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,17 @@ def _anchors(outcomes: _Outcomes) -> np.ndarray:
     return np.array(found)
 
 
-def _per_point(means: np.ndarray) -> np.ndarray:
-    """Cost per point from [n, (cost, points)]; infinite where no point was gained."""
-    return np.where(means[:, 1] > 0, means[:, 0] / np.maximum(means[:, 1], 1e-12), np.inf)
+def _per_point(cost: float, points: float) -> float:
+    """Infinite where no point was gained."""
+    return float(cost / points) if points > 0 else math.inf
 
 
 def test_costs(table: Table, quantity: Quantity) -> Finding:
-    """The most accurate set-up is more accurate than the cheapest, and takes more."""
+    """The most accurate set-up is more accurate than the cheapest, and takes more.
+
+    Decided by the two differences (Student's t over seeds); what is told is their ratio, with
+    Fieller's interval, which has no bounds where it is not sure that a point was gained.
+    """
     outcomes = _outcomes(table, quantity)
     cheapest = inference.others(outcomes.cost).argmin(axis=1)
     best = inference.others(outcomes.validation).argmax(axis=1)
@@ -86,10 +91,9 @@ def test_costs(table: Table, quantity: Quantity) -> Finding:
     ratio = np.log(
         inference.chosen(outcomes.cost, best) / inference.chosen(outcomes.cost, cheapest)
     )
-    both = np.stack([cost, points], axis=1)
     return Finding(
-        float(_per_point(both.mean(axis=0)[None])[0]),
-        inference.block_bootstrap(both, _per_point),
+        _per_point(cost.mean(), points.mean()),
+        inference.ratio_bounds(cost, points),
         f"{quantity.unit} per point of test accuracy",
         len(points),
         max(p_effect_above(mean_of(points), 0.0), p_effect_above(mean_of(ratio), 0.0)),
@@ -99,42 +103,41 @@ def test_costs(table: Table, quantity: Quantity) -> Finding:
 
 
 def test_ever_more(table: Table, quantity: Quantity) -> Finding:
-    """Points of the upper half of the front cost more than those of the lower half."""
+    """Points of the upper half of the front cost more than those of the lower half.
+
+    Decided by upper cost x lower points - lower cost x upper points, which needs no quotient, with
+    its jackknife error and Student's t over seeds; what is told is the ratio of these two
+    products, with Fieller's interval, which leaves out 1 where that decides.
+    """
     outcomes = _outcomes(table, quantity)
     anchors = _anchors(outcomes)
     cost = np.diff(np.take_along_axis(outcomes.cost, anchors, axis=1), axis=1)
     points = np.diff(np.take_along_axis(outcomes.test, anchors, axis=1), axis=1)
     both = np.concatenate([cost, points], axis=1)  # lower and upper cost, lower and upper points
 
-    def bend(means: np.ndarray) -> np.ndarray:
-        """Above zero where the upper points are dearer, without a quotient."""
-        return means[:, 1] * means[:, 2] - means[:, 0] * means[:, 3]
-
-    def ratio(means: np.ndarray) -> np.ndarray:
-        lower = _per_point(means[:, [0, 2]])
-        return _per_point(means[:, [1, 3]]) / np.where(lower > 0, lower, np.nan)
-
-    found = inference.jackknife(both, bend)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        effect = float(ratio(both.mean(axis=0)[None])[0])
-        ci95 = inference.block_bootstrap(both, lambda means: np.nan_to_num(ratio(means), nan=0.0))
+    upper = inference.pseudo_values(both, lambda means: means[:, 1] * means[:, 2])
+    lower = inference.pseudo_values(both, lambda means: means[:, 0] * means[:, 3])
+    bend = mean_of(upper - lower)
+    mean_cost, mean_points = cost.mean(axis=0), points.mean(axis=0)
+    each = [_per_point(*ends) for ends in zip(mean_cost, mean_points, strict=True)]
     return Finding(
-        effect,
-        ci95,
+        each[1] / each[0] if each[0] > 0 else math.nan,
+        inference.ratio_bounds(upper, lower),
         "ratio of costs per point",
         len(both),
-        p_effect_above(found, 0.0),
-        p_effect_below(found, 0.0),
+        p_effect_above(bend, 0.0),
+        p_effect_below(bend, 0.0),
         "upper half of the front against the lower",
     )
 
 
 def describe_front(table: Table, quantity: Quantity) -> list[dict[str, Any]]:
-    """The front with a bootstrap band of test accuracy, for the record.
+    """The front with test accuracies, for the record.
 
     Returns:
         One dict per set-up on the front: `setup`, `cost`, `unit`, `test_accuracy` in per cent with
-        `ci95`, and `on_front`, the share of the draws of seeds in which it is there.
+        `ci95` (Student's, over seeds), and `on_front`, the share of the bootstrap draws of seeds in
+        which it is there.
     """
     try:
         outcomes = _outcomes(table, quantity)
@@ -142,8 +145,8 @@ def describe_front(table: Table, quantity: Quantity) -> list[dict[str, Any]]:
         return []
     n = len(outcomes.cost)
     draws = np.random.default_rng(0).integers(n, size=(_BAND, n))
-    cost, validation, test = (
-        values[draws].mean(axis=1) for values in (outcomes.cost, outcomes.validation, outcomes.test)
+    cost, validation = (
+        values[draws].mean(axis=1) for values in (outcomes.cost, outcomes.validation)
     )
     share = np.zeros(len(outcomes.cells))
     for i in range(_BAND):
@@ -155,7 +158,7 @@ def describe_front(table: Table, quantity: Quantity) -> list[dict[str, Any]]:
             "cost": float(outcomes.cost[:, cell].mean()),
             "unit": quantity.unit,
             "test_accuracy": float(outcomes.test[:, cell].mean()),
-            "ci95": [float(bound) for bound in np.quantile(test[:, cell], [0.025, 0.975])],
+            "ci95": list(mean_of(outcomes.test[:, cell]).interval()),
             "on_front": float(share[cell]),
         }
         for cell in on_front
