@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The checks and measurements that need a real NVIDIA GPU. It uses the Python it finds, installs
-# nothing, needs no network, and changes no setting of the card. Each stage takes under 8 minutes and
-# goes on where it was when it is called again.
+# nothing, needs no network, and changes no setting of the card. Each stage takes under 8 minutes,
+# or what --seconds says, and goes on where it was when it is called again.
 set -euo pipefail
 
 root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 stages="instrument run tests measure zoo frameworks studies"
-stage_s=475 # the stages keep to less themselves; this ends one that hangs
+stage_s=475 # --seconds; the stages keep to less themselves, and this ends one that hangs
+again="call it again to go on"
 
 # What each stage imports, with the package that brings it where the names differ.
 declare -A modules=(
@@ -22,7 +23,7 @@ declare -A modules=(
 usage() {
   cat <<USAGE
 Usage: benchmarks/gpu.sh STAGE [--data_dir=DIR] [--results=DIR] [--only=CHECK,…] [--fresh]
-                              [--commit=HASH] [--budget=smoke]
+                              [--commit=HASH] [--seconds=N] [--budget=smoke]
 STAGE: instrument  what the card's sensors do, and what attribution makes of them
        run         runs of experiments.run: the default one, a residual network, CIFAR-10 with --data_dir
        tests       the tests marked gpu
@@ -33,6 +34,7 @@ STAGE: instrument  what the card's sensors do, and what attribution makes of the
        all         all of them, in this order
 Results are written to results/GPU/STAGE.json, check by check; a finished check is not done again.
 Status: 0 done, 1 a check failed, 2 cannot begin (the message says why), 75 call it again to go on.
+A call takes $stage_s s at most, or what --seconds says.
 --budget=smoke tries everything in seconds, into runs/smoke; PYTHON=/path/to/python chooses the Python.
 USAGE
 }
@@ -99,7 +101,7 @@ run_stage() {
   wait "$!" || status=$?
   trap - EXIT TERM INT
   if ((status == 124 || status == 137)); then
-    echo "gpu.sh: $1 was ended after $stage_s s; call it again to go on." >&2
+    echo "gpu.sh: $1 was ended after $stage_s s; $again." >&2
     status=75
   fi
   return "$status"
@@ -119,6 +121,18 @@ stage=$1
 shift
 find_python
 [[ " $stages all " == *" $stage "* ]] || refuse_stage "$stage"
+for argument; do
+  case $argument in
+    --fresh) again="call it again, without --fresh, to go on" ;;
+    --seconds=*)
+      stage_s=${argument#*=}
+      if [[ ! $stage_s =~ ^[1-9][0-9]*$ ]]; then
+        echo "gpu.sh: $argument is no number of seconds. Allowed: whole numbers." >&2
+        exit 2
+      fi
+      ;;
+  esac
+done
 # Arguments that are paths are relative to where you are; this project comes before others.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -31,8 +32,11 @@ from jaxenergy.records.lock import FolderLock
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = 1
 BUDGETS = ("full", "smoke")
-# A stage begins no check that may end later than this after the stage began.
-STAGE_S = 440
+# How long a call may take; `gpu.sh` has the same number and ends what takes longer.
+CALL_S = 475
+_LEAST_CALL_S = 60
+# No check is begun that may end in the last of it: checks take longer than is thought.
+_MARGIN_S = 35
 CALL_AGAIN = 75  # the exit status of a stage with checks left (EX_TEMPFAIL)
 
 
@@ -47,6 +51,7 @@ class Options:
         commit: the commit of this source, where git cannot be asked.
         fresh: discard what an earlier call left.
         only: the names of the checks to run; all where empty.
+        seconds: how long the call may take.
     """
 
     budget: str
@@ -55,11 +60,17 @@ class Options:
     commit: str | None
     fresh: bool
     only: tuple[str, ...]
+    seconds: float = CALL_S
 
     @property
     def smoke(self) -> bool:
         """Whether this is only a try."""
         return self.budget == "smoke"
+
+    @property
+    def stage_s(self) -> float:
+        """How long after its begin a stage should end."""
+        return self.seconds - _MARGIN_S
 
 
 def read_options(description: str | None) -> Options:
@@ -71,7 +82,10 @@ def read_options(description: str | None) -> Options:
     parser.add_argument("--commit", help="of this source, where git cannot be asked")
     parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     parser.add_argument("--only", default="", help="names of checks, with commas between")
+    parser.add_argument("--seconds", type=int, default=CALL_S, help="of this call, at most")
     given = parser.parse_args()
+    if given.seconds < _LEAST_CALL_S:
+        parser.error(f"--seconds={given.seconds} is out of range; allowed: {_LEAST_CALL_S} or more")
     smoke = given.budget == "smoke"
     return Options(
         budget=given.budget,
@@ -80,6 +94,7 @@ def read_options(description: str | None) -> Options:
         commit=given.commit,
         fresh=given.fresh,
         only=tuple(filter(None, given.only.split(","))),
+        seconds=given.seconds,
     )
 
 
@@ -180,7 +195,9 @@ class Check:
     Attributes:
         name: a key of the results file.
         seconds: how long it takes at most, about.
-        run: gives its result as JSON; `says` in it is a list of sentences for people.
+        run: gives its result as JSON; `says` in it is a list of sentences for people, and `failed`,
+            where it is there, says what is missing of it (`without …`): the rest is kept, and a
+            later call does the check again.
     """
 
     name: str
@@ -195,13 +212,14 @@ class Stage:
         name: of the stage, and of its file.
         rig: the GPU.
         options: the command line.
+        begun_s: when the call began, on `time.monotonic`; now where None.
 
     Raises:
         UsageError: there is a file of other source, versions or budget, whose results must not be
             mixed with these; or another stage works on this GPU's folder.
     """
 
-    def __init__(self, name: str, rig: Rig, options: Options):
+    def __init__(self, name: str, rig: Rig, options: Options, begun_s: float | None = None):
         self.name = name
         self.rig = rig
         self.options = options
@@ -210,7 +228,8 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.folder)
         self._path = self.folder / f"{name}.json"
-        self._begun_s = time.monotonic()
+        self._begun_s = time.monotonic() if begun_s is None else begun_s
+        self._again = f"call it again{', without --fresh,' if options.fresh else ''} to go on"
         try:
             self._record = self._read_or_begin()
         except BaseException:
@@ -246,7 +265,8 @@ class Stage:
             state = "is complete" if old["complete"] else "was begun"
             raise UsageError(
                 f"{self._path} {state}, with another {' and another '.join(differing)}.\n"
-                "Results of both cannot stand in one file; --fresh begins a new one."
+                "Results of both cannot stand in one file. To discard it and begin a new one:\n"
+                f"    {shlex.join(['benchmarks/gpu.sh', self.name, *sys.argv[1:], '--fresh'])}"
             )
         return old
 
@@ -281,20 +301,21 @@ class Stage:
             if name not in names:
                 raise unknown_value("--only", name, names)
         chosen = [c for c in checks if not self.options.only or c.name in self.options.only]
-        for check in chosen:
-            if check.name in self._record["checks"]:
+        # What has a part of its result waits for what has nothing yet.
+        for check in sorted(chosen, key=lambda check: self._has_part(check.name)):
+            if self._is_finished(check.name):
                 print(f"{self.name}: {check.name} is finished already", flush=True)
                 continue
-            elapsed_s = time.monotonic() - self._begun_s
-            if elapsed_s + check.seconds > STAGE_S and elapsed_s > STAGE_S / 4:
-                print(f"{self.name}: time is up before {check.name}; call it again to go on")
+            # One that is too long for any call is begun all the same, while most of it is left.
+            if check.seconds > self.left_s and self.left_s < 0.75 * self.options.stage_s:
+                print(f"{self.name}: time is up before {check.name}; {self._again}")
                 return CALL_AGAIN
             try:
                 self._run_one(check)
             except Unfinished as left:
-                print(f"{self.name}: {check.name} is not finished ({left}); call it again to go on")
+                print(f"{self.name}: {check.name} is not finished ({left}); {self._again}")
                 return CALL_AGAIN
-            self._record["complete"] = all(name in self._record["checks"] for name in names)
+            self._record["complete"] = all(map(self._is_finished, names))
             self._save()
         print(f"{self.name}: {self._path}")
         return 1 if self._record["failed"] else 0
@@ -313,6 +334,8 @@ class Stage:
             return
         duration_s = time.monotonic() - begun_s
         self._record["failed"].pop(check.name, None)
+        if "failed" in result:
+            self._record["failed"][check.name] = result["failed"]
         self._record["checks"][check.name] = {
             "begun_at": begun_at,
             "duration_s": _rounded(duration_s),
@@ -322,9 +345,17 @@ class Stage:
         self._record["duration_s"] = _rounded(self._record["duration_s"] + duration_s)
         for sentence in result.get("says", ()):
             print(f"    {sentence}", flush=True)
+        if "failed" in result:
+            print(f"    kept {result['failed']}; a later call does it again", flush=True)
+
+    def _is_finished(self, name: str) -> bool:
+        return name in self._record["checks"] and name not in self._record["failed"]
+
+    def _has_part(self, name: str) -> bool:
+        return name in self._record["checks"] and name in self._record["failed"]
 
     def result(self, name: str) -> Mapping[str, Any] | None:
-        """What a finished check found; None where it is not finished."""
+        """What a check found, be it a part of what it should; None where there is nothing yet."""
         return self._record["checks"].get(name)
 
     def _save(self) -> None:
@@ -348,8 +379,8 @@ class Stage:
 
     @property
     def left_s(self) -> float:
-        """What is left of this call's time."""
-        return STAGE_S - (time.monotonic() - self._begun_s)
+        """What is left of this call's time, but for what is kept for checks that take longer."""
+        return self.options.stage_s - (time.monotonic() - self._begun_s)
 
     def close(self) -> None:
         """Lets others work on the folder."""
@@ -371,9 +402,10 @@ def run_stage(
         make_checks: gives its checks.
         computes: whether this process computes on the GPU itself.
     """
+    begun_s = time.monotonic()  # to find the GPU takes seconds too
     options = read_options(description)
     try:
-        stage = Stage(name, find_rig(options, computes=computes), options)
+        stage = Stage(name, find_rig(options, computes=computes), options, begun_s)
         try:
             status = stage.run(make_checks(stage))
         finally:

@@ -4,6 +4,7 @@ The data set lies on the device as uint8 and is scaled in the step; the loop nev
 for a number; gradients are dropped, not zeroed; optimizers are fused where PyTorch has them fused.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -120,7 +121,10 @@ class Training:
             # As one graph, so that what cannot be compiled is an error and not quietly eager;
             # PyTorch leaves its own LSTM out of graphs, on purpose.
             has_lstm = any(isinstance(module, nn.LSTM) for module in self.network.modules())
-            self._compute_loss = torch.compile(self._loss_of_micro_batch, fullgraph=not has_lstm)
+            # A training has one batch size, so that nothing is gained from compiling for any.
+            self._compute_loss = torch.compile(
+                _with_own_code(self._loss_of_micro_batch), fullgraph=not has_lstm, dynamic=False
+            )
         self._graph: torch.cuda.CUDAGraph | None = None
         self._updates = 0
 
@@ -301,6 +305,17 @@ class Training:
             graph.replay()
         if not self.rule.captured:
             self.rule.step()
+
+
+def _with_own_code(method: Any) -> Any:
+    """The same bound method, with a copy of its code.
+
+    PyTorch compiles a code object for at most eight networks, and then gives up; so each training
+    has its own. Equal ones are still compiled once: PyTorch has a cache for that.
+    """
+    function = method.__func__
+    copied = types.FunctionType(function.__code__.replace(), function.__globals__)
+    return types.MethodType(copied, method.__self__)
 
 
 def _nest(leaves: Mapping[tuple[str, ...], np.ndarray]) -> PyTree:
