@@ -27,7 +27,8 @@ from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Meters
 from jaxenergy.units import format_si
 
-Call, Wait = Callable[[], None], Callable[[], None]
+Call = Callable[[], None]
+Wait = Callable[[], None]
 
 PRECISIONS = ("bfloat16", "float32")
 _PEAK_SIZE, _PEAK_SECONDS = 8192, 10.0

@@ -268,17 +268,22 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
     # Two hidden layers of 8 units over 3072 numbers: 2 FLOPs a weight, forward, three times over.
     flops = 3 * 16 * 2 * (3072 * 8 + 8 * 8 + 8 * 10)
     assert checks["mlp_bfloat16"]["flops_per_update"] == flops
-    peak = checks["peak_bfloat16"]["flop_per_s"]
+    peak, joules_known = checks["peak_bfloat16"]["flop_per_s"], 0
     for network in networks:
         found = checks[network]
         result = found["frameworks"]["jax"]
-        joules = POWER_W * result["seconds_per_update"]
-        assert result["j_per_update"] == pytest.approx(joules, rel=0.5), network
+        if result["j_per_update"] is None:  # a busy machine: too few windows in the time
+            assert "windows" in result["measurement"]["why"]["per_call_j"], network
+        else:
+            joules_known += 1
+            joules = POWER_W * result["seconds_per_update"]
+            assert result["j_per_update"] == pytest.approx(joules, rel=0.5), network
         assert result["mfu"] == pytest.approx(result["flop_per_s"] / peak, rel=1e-4), network
         if "torch_eager" in found["frameworks"]:
-            assert found["time_over_jax"]["torch_eager"]["value"] > 0, network
+            assert found["frameworks"]["torch_eager"]["seconds_per_update"] > 0, network
         else:
             assert "PyTorch" in found["why"]["torch_eager"], network
+    assert joules_known > len(networks) / 2
 
 
 def test_calls_of_the_zoo_are_waited_for_at_the_end_of_a_window_alone():
