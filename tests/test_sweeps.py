@@ -480,6 +480,23 @@ def test_results_of_other_conditions_are_left_alone_and_said(swept, tmp_path):
         result.comparable()
 
 
+def test_runs_on_other_data_are_left_alone_and_said(tmp_path):
+    text = tmp_path / "text"
+    flags = ["--model=lstm", "--dataset=text:length=8", f"--data_dir={text}"]
+    flags += ["--updates=3", "--batch_size=8", "--seeds=1"]
+    text.write_text("one text, and " * 100)
+    first, _ = run_sweep(tmp_path, *flags)
+    text.write_text("of another one " * 100)
+    second, printed = run_sweep(tmp_path, *flags)
+    (before,), (after,) = first["cells"], second["cells"]
+    assert before["run_id"] == after["run_id"]
+    assert (before["run"], after["run"]) == (f"{before['run_id']}-r0", f"{before['run_id']}-r1")
+    assert "other data" in " ".join(second["warnings"])
+    assert "left alone" in printed
+    again, _ = run_sweep(tmp_path, *flags)
+    assert (again["cells"][0]["run"], again["cells"][0]["wall_s"]) == (after["run"], None)
+
+
 def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
     folder, _, _ = swept
     before = sorted(folder.rglob("*"))

@@ -120,7 +120,7 @@ def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False) -> Forecast
     """
     out = _checked_folder(out)
     found = survey(sweep)
-    ground = Ground(out, found.conditions)
+    ground = Ground(out, found.conditions, found.digests)
     result = _look_around(sweep, ground, out, retry_failed)
     predictor = _predictor(found, ground)
     return Forecast(
@@ -201,7 +201,7 @@ def _run_by_slurm(
 ) -> SweepResult:
     check_slurm_is_here()
     found = survey(sweep, machine=False)  # what the nodes are is not known here
-    ground = Ground(out, found.conditions)
+    ground = Ground(out, found.conditions, found.digests)
     result = _look_around(sweep, ground, out, retry_failed)
     for sentence in result.left_alone:
         observer.say(sentence)
@@ -280,7 +280,7 @@ class _Local:
             return self.result
 
     def _look(self) -> None:
-        self.ground = Ground(self.out, self.found.conditions)
+        self.ground = Ground(self.out, self.found.conditions, self.found.digests)
         self.result = _look_around(self.sweep, self.ground, self.out, self.retry_failed)
         self.predictor = _predictor(self.found, self.ground)
 

@@ -47,12 +47,14 @@ class Survey:
     Attributes:
         sizes: by run id.
         conditions: by run id, as they will be here; empty where this machine was not looked at.
+        digests: of the data of each run, by run id.
         devices: what has to be locked: `cpu`, and the GPUs' uuids.
         startup_s: what a process takes until it can begin.
     """
 
     sizes: Mapping[str, Size]
     conditions: Mapping[str, Conditions]
+    digests: Mapping[str, str]
     devices: tuple[str, ...]
     startup_s: float
 
@@ -111,6 +113,7 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
     return Survey(
         sizes={run_id: Size(**answer["sizes"][key]) for run_id, key in keys.items()},
         conditions=conditions,
+        digests={run_id: answer["digests"][key] for run_id, key in keys.items()},
         devices=tuple(answer["devices"]),
         startup_s=max(0.0, time.monotonic() - begun_s - answer["work_s"]),
     )
@@ -127,12 +130,13 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
     begun_s = time.monotonic()
     configs = {key: RunConfig(**values) for key, values in question["configs"].items()}
     platform = one_device().platform
-    sizes, datasets = {}, {}
+    sizes, digests, datasets = {}, {}, {}
     for key, config in configs.items():
         which = (config.dataset, config.data_dir)
         try:
             if which not in datasets:
                 datasets[which] = load_source(config)
+            digests[key] = datasets[which].digest
             counted = len(configs) <= _MOST_COUNTED
             sizes[key] = _size(config, datasets[which], platform, counted)
         except UsageError as error:
@@ -143,6 +147,7 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sizes": {key: dataclasses.asdict(size) for key, size in sizes.items()},
         "conditions": conditions,
+        "digests": digests,
         "devices": sorted(devices),
         "work_s": time.monotonic() - begun_s,
     }
