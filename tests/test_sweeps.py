@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import simulated_nvml
 import single_node_slurm
 from absl import flags as absl_flags
 from hypothesis import given, settings
@@ -317,6 +318,28 @@ def test_a_lock_lasts_as_long_as_the_run_that_inherited_it(tmp_path):
         DeviceLocks(["cpu"], tmp_path, who="the next", wait=False)
     child.communicate()
     DeviceLocks(["cpu"], tmp_path, who="the next", wait=False).release()
+
+
+# A GPU for JAX, as far as a survey asks for one.
+WITH_A_GPU = """
+from jaxenergy import measuring
+from jaxenergy.config import RunConfig
+from jaxenergy.meters import Device
+from jaxenergy.sweeps.survey import _look_at_machine
+
+measuring.read_jax_devices = lambda: [Device("gpu", 0, name="card")]
+for meters in ("nvml", "none"):
+    print(*_look_at_machine({"": RunConfig(meters=meters)})[1])
+"""
+
+
+def test_a_gpu_is_locked_by_its_uuid_whether_it_is_metered_or_not(tmp_path):
+    simulated_nvml.Cards(tmp_path / "state", [simulated_nvml.Card(uuid="GPU-5f")]).write()
+    env = simulated_nvml.environment(simulated_nvml.build(tmp_path), tmp_path / "state")
+    ended = subprocess.run(
+        [sys.executable, "-c", WITH_A_GPU], capture_output=True, text=True, check=True, env=env
+    )
+    assert ended.stdout.split() == ["GPU-5f", "GPU-5f"]
 
 
 # ------------------------------------------------------------------------------ the prediction

@@ -5,6 +5,7 @@ what needs JAX (is there such an optimizer, does this depth exist, what device i
 a child, which ends before the first run begins.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,8 +17,9 @@ from typing import Any
 
 from jaxenergy.config import PROTOCOL, RunConfig
 from jaxenergy.errors import RunError, UsageError
+from jaxenergy.meters import Device, open_meters
 from jaxenergy.sweeps.conditions import Conditions, conditions_of
-from jaxenergy.sweeps.design import Sweep
+from jaxenergy.sweeps.design import Sweep, plan
 
 # Counting operations takes some 0.2 s a set-up; of more set-ups than this, none is counted.
 _MOST_COUNTED = 60
@@ -119,6 +121,11 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
     )
 
 
+def find_devices(meters: str, powercap_root: str) -> tuple[str, ...]:
+    """What has to be locked here by whoever meters without a sweep: see `Survey.devices`."""
+    return survey(plan([RunConfig(meters=meters, powercap_root=powercap_root)])).devices
+
+
 def _look(question: Mapping[str, Any]) -> dict[str, Any]:
     """In the child: builds every plan, and opens the meters that the runs will open."""
     from jaxenergy import runtime
@@ -202,7 +209,6 @@ def _count_flops(plan: Any) -> float | None:
 def _look_at_machine(configs: Mapping[str, RunConfig]) -> tuple[dict[str, Any], set[str]]:
     """The conditions of each config here, and the devices that must not be shared."""
     from jaxenergy.measuring import read_jax_devices
-    from jaxenergy.meters import open_meters
     from jaxenergy.records.environment import read_environment
 
     device = read_jax_devices()[0]
@@ -224,11 +230,19 @@ def _look_at_machine(configs: Mapping[str, RunConfig]) -> tuple[dict[str, Any], 
         if device.platform == "cpu":
             locked.add("cpu")
         elif not gpus:  # it is not metered, and still must not be shared
-            locked.add(f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', device.index)}")
+            locked.add(_name_of_gpu(device))
     conditions = {
         key: found[config.meters, config.powercap_root] for key, config in configs.items()
     }
     return conditions, locked
+
+
+def _name_of_gpu(device: Device) -> str:
+    """An unmetered GPU by its uuid, as a sweep that meters it calls it; else by its number."""
+    with contextlib.suppress(UsageError), open_meters("nvml", [device]) as meters:
+        (gpu,) = meters.describe()["nvml"]["gpus"].values()
+        return gpu["uuid"]
+    return f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', device.index)}"
 
 
 def main() -> None:
