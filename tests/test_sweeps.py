@@ -231,6 +231,7 @@ WRONG = [
     (["--seeds=2", "--launcher=slrm"], "slurm"),
     (["--seeds=2", "--exclusive=gpu"], "--launcher=slurm"),
     (["--seeds=2", "--exclusive=rack", "--launcher=slurm"], "node"),
+    (["--seeds=2", "--gres=gpu:2", "--launcher=slurm"], "--exclusive=gpu"),
     (["--seeds=2", "--order_seed=x"], "whole number"),
     # These need the registries, and so a process that has JAX.
     (["--grid=optimizer=sgd,adm"], "'adam'"),
@@ -531,6 +532,24 @@ def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
     assert "6 runs, 4 to be done: " in ended.stdout
     assert "2 finished runs of the same" in ended.stdout
     assert "learning_rate" in ended.stdout
+
+
+def test_a_dry_run_for_a_cluster_takes_the_runs_of_any_machine(swept, tmp_path):
+    folder, _, _ = swept
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    for file in (tmp_path / "runs").glob("*/environment.json"):
+        document = json.loads(file.read_text())
+        document["cpu"]["model"] = "A node's CPU"
+        file.write_text(json.dumps(document))
+
+    def forecast(*flags):
+        command = sweep_command(tmp_path, *DIVERGING, "--dry_run", *flags)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "4 runs, 4 to be done" in forecast()
+    cluster = forecast("--launcher=slurm")
+    assert "4 runs, 0 to be done" in cluster
+    assert "left alone" not in cluster
 
 
 def test_the_live_table_has_joules_and_the_time_left_and_fits_its_screen(swept):

@@ -104,13 +104,15 @@ class Forecast:
     predictions: dict[str, Prediction]
 
 
-def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False) -> Forecast:
-    """Says what a sweep would do on this machine, and how long that would take. Writes nothing.
+def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False, here: bool = True) -> Forecast:
+    """Says what a sweep would do, and how long that would take. Writes nothing.
 
     Args:
         sweep: the runs.
         out: the folder that holds the runs.
         retry_failed: as for `run`.
+        here: whether this machine would run it. Otherwise it is not looked at, and runs of any
+            machine count.
 
     Returns:
         The runs' states and times.
@@ -119,7 +121,7 @@ def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False) -> Forecast
         UsageError: a config cannot be run here; the message says which and why.
     """
     out = _checked_folder(out)
-    found = survey(sweep)
+    found = survey(sweep, machine=here)
     ground = Ground(out, found.conditions, found.digests)
     result = _look_around(sweep, ground, out, retry_failed)
     predictor = _predictor(found, ground)
