@@ -96,11 +96,12 @@ def test_runs_are_done_once_and_joules_are_not_judged(tmp_path):
     ]
 
 
-def run_with(monkeypatch, folder, name, probe, outcome=None):
+def run_with(monkeypatch, folder, name, probe, outcome=("completed", "")):
     """A study of which nothing is run but `probe`, and whose runs have `outcome`: state and why."""
 
     def swept(planned, *, out, **_):
-        cells = [sweeps.CellResult(c, *outcome, None, c.run_id) for c in planned.cells]
+        state, why = outcome
+        cells = [sweeps.CellResult(c, state, why, None, c.run_id) for c in planned.cells]
         return sweeps.SweepResult(planned, tuple(cells), out)
 
     monkeypatch.setattr(sweeps, "run", swept)
