@@ -191,7 +191,8 @@ case $command in
     extras="rapl tfds"
     [[ $command != compare ]] || extras="$extras torch"
     [[ $command != report ]] || extras="report"
-    [[ "$*" != *=cartpole* && "$*" != *=acrobot* ]] || extras="$extras rl"
+    # However it is written: --dataset=cartpole, --dataset cartpole, --grid='dataset=digits; acrobot'.
+    [[ "$*" != *dataset*cartpole* && "$*" != *dataset*acrobot* ]] || extras="$extras rl"
     ;;
 esac
 shift

@@ -40,7 +40,8 @@ _PROCESSES = define_flag(
 _COLD = define_flag(
     "cold_compiles",
     Argument(int, 3, COUNT),
-    "How many of them compile anew, which tells of compilation and of crossovers.",
+    "How many of them compile anew (unless given: all, where there are fewer), which tells of "
+    "compilation and of crossovers.",
 )
 _SECONDS = define_flag(
     "seconds", Argument(float, 3.0, POSITIVE), "Seconds of training that each process meters."
@@ -78,26 +79,32 @@ def run() -> int:
 
 def read_design():
     """The design that the flags describe."""
-    frameworks = read_frameworks(_FRAMEWORKS.value)
-    cold = min(_COLD.value, _PROCESSES.value)
+    frameworks, processes = read_frameworks(_FRAMEWORKS.value), _PROCESSES.value
+    cold = _COLD.value if flags.FLAGS["cold_compiles"].present else min(_COLD.value, processes)
+    if cold > processes:
+        raise UsageError(
+            f"--cold_compiles={cold} of --processes={processes} cannot be.\n"
+            f"Allowed: at most {processes}, or more --processes."
+        )
 
     from jaxenergy.frameworks.comparison import Design
-    from jaxenergy.frameworks.zoo import zoo_configs
+    from jaxenergy.frameworks.zoo import ZOO, zoo_configs
 
     config = run_config(schedule="constant")
     if _MODELS.value is None:
         configs = {config.model: config}
     else:
-        if flags.FLAGS["model"].present:
-            raise UsageError(
-                f"--model={config.model} and --models={_MODELS.value} both say what is compared.\n"
-                "Allowed: one of the two."
-            )
+        for name in ("model", *sorted(set().union(*ZOO.values()))):
+            if flags.FLAGS[name].present:
+                raise UsageError(
+                    f"--{name}={getattr(config, name)} and --models={_MODELS.value} both say what "
+                    "is compared.\nAllowed: one of the two."
+                )
         configs = zoo_configs(_MODELS.value, config)
     return Design(
         configs=configs,
         frameworks=frameworks,
-        processes=_PROCESSES.value,
+        processes=processes,
         cold_compiles=cold,
         seconds=_SECONDS.value,
         tf32=_TF32.value,

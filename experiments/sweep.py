@@ -94,6 +94,11 @@ def run() -> int:
                     f"--{name} is for --launcher=slurm.\n"
                     f"Allowed with --launcher={_LAUNCHER.value}: none of {', '.join(_OF_SLURM)}."
                 )
+    elif settings["gres"].present and _EXCLUSIVE.value != "gpu":
+        raise UsageError(
+            f"--gres={_GRES.value} is for --exclusive=gpu: with a node to itself a task has all of "
+            "its GPUs.\nAllowed: --exclusive=gpu, or e.g. --sbatch=gres=gpu:1."
+        )
     quiet = settings.quiet
     base = run_config(quiet=False)  # what a run prints goes to its log
     sweep = sweeps.plan(sweeps.product(base, axes), order_seed=_ORDER_SEED.value, axes=axes)
@@ -105,7 +110,10 @@ def run() -> int:
 
     console = Console(quiet=quiet)
     if _DRY_RUN.value:
-        print_forecast(sweeps.forecast(sweep, out=out, retry_failed=_RETRY_FAILED.value), console)
+        forecast = sweeps.forecast(
+            sweep, out=out, retry_failed=_RETRY_FAILED.value, here=_LAUNCHER.value == "local"
+        )
+        print_forecast(forecast, console)
         return 0
     with SweepView(console) as view:
         result = sweeps.run(

@@ -89,6 +89,21 @@ def assert_refused(process, tmp_path, *words):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--models=all", "--model=cnn"), ("--model=cnn", "--models=all")),
+        (("--models=mlp,cnn", "--depth=7"), ("--depth=7", "--models=mlp,cnn")),
+        (("--models=all", "--width=7"), ("--width=7",)),
+        (("--models=all", "--dataset=digits"), ("--dataset=digits",)),
+        (("--processes=2", "--cold_compiles=3"), ("--cold_compiles=3", "at most 2")),
+    ],
+    ids=lambda value: value[-1],
+)
+def test_flags_that_would_not_count_are_refused(compare, tmp_path, flags, words):
+    assert_refused(compare(*flags), tmp_path, *words)
+
+
 def test_without_pytorch_it_says_how_to_install_it(compare, tmp_path):
     assert_refused(
         compare(*TINY, at_start=WITHOUT_TORCH),

@@ -128,6 +128,7 @@ def test_importing_and_loading_digits_imports_no_heavy_package():
         ("synthetic:0x8", "at least 1"),
         ("synthetic:8x8,clases=3", "Did you mean 'classes'"),
         ("synthetic:8x8,classes=0", "from 1 to"),
+        ("synthetic:8x8,classes=3,seed=1,classes=4", "classes is given twice"),
         ("synthetic:8x8,classes=many", "from 1 to"),
         ("synthetic:8x8,classes=3,9x9", "is not understood"),
         ("synthetic:1234567x8", "is not understood"),

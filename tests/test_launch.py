@@ -191,6 +191,27 @@ def test_tests_add_what_they_need_and_run_in_the_project(toy: Toy):
     )  # what there is more than needed is no reason to install
 
 
+@pytest.mark.parametrize(
+    ("args", "needed"),
+    [
+        (("--dataset=cartpole",), True),
+        (("--dataset", "acrobot:environments=16"), True),
+        (("--grid=dataset=digits,cartpole",), True),
+        (("--grid", "dataset=digits; acrobot"), True),
+        (("--dataset=digits", "--name=polecart"), False),
+    ],
+    ids=lambda value: str(value),
+)
+def test_an_environment_brings_its_extra_however_it_is_named(toy: Toy, args, needed):
+    stamp = toy.root / ".venv" / "launch" / "installed"
+    *before, extras = stamp.read_text().splitlines()
+    others = [name for name in extras.split() if name != "rl"]
+    stamp.write_text("\n".join([*before, " ".join(others)]) + "\n")
+    done = toy.call("measure", *args)
+    assert done.returncode == 0, done.stderr
+    assert ("rl" in stamp.read_text().splitlines()[2].split()) == needed
+
+
 def test_changed_pins_are_installed(toy: Toy):
     (toy.root / "constraints.txt").write_text("some-package==2\n")
     assert "launch.sh: installing" in toy.call("measure").stderr

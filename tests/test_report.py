@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_runs import HOSTILE_NAMES, make_run
 
+from jaxenergy.config import RunConfig, parse_setting
 from jaxenergy.errors import UsageError
 from jaxenergy.records import read_run
 from jaxenergy.report import groups, tables
@@ -148,8 +149,14 @@ def test_a_plain_name_is_kept():
 
 def test_the_command_of_a_config_quotes_what_a_shell_would_take():
     assert command_of({"model": "a b;rm -rf", "epochs": 3.0, "augment": True, "name": "x"}) == (
-        "python -m experiments.run --model='a b;rm -rf' --augment --epochs=3"
+        "python -m experiments.run --model='a b;rm -rf' --augment --epochs=3.0"
     )
+
+
+@pytest.mark.parametrize("rate", [0.1, 1 / 3, 0.00123456789, 1e-30])
+def test_the_command_of_a_config_is_that_of_no_other_run(rate):
+    flag = command_of(RunConfig(learning_rate=rate).to_json()).split()[-1]
+    assert parse_setting("learning_rate", flag.partition("=")[2]) == rate
 
 
 # ------------------------------------------------------------------------------------ comparing

@@ -300,6 +300,25 @@ def test_several_devices_are_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_complete_run_is_not_that_of_other_data(tmp_path):
+    text = tmp_path / "text"
+    flags = ["--model=lstm", "--dataset=text:length=8", f"--data_dir={text}", "--name=x"]
+    flags += ["--updates=3", "--batch_size=8", "--meters=none"]
+    text.write_text("one text, and " * 100)
+    run(tmp_path / "runs", *flags)
+    text.write_text("of another one " * 100)
+    ended = subprocess.run(
+        command(tmp_path / "runs", *flags), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "other data" in ended.stderr
+    assert "--overwrite" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) <= 3
+    text.unlink()  # there is nothing else to train on
+    _, printed = run(tmp_path / "runs", *flags)
+    assert "complete" in printed
+
+
 def test_quiet_prints_nothing_and_verbose_says_what_was_set_up(tmp_path):
     _, printed = run(tmp_path / "a", "--quiet", "--updates=2")
     assert printed == ""

@@ -9,7 +9,9 @@ import powercap_tree
 import pytest
 import simulated_nvml
 
-from jaxenergy.studies import STUDIES
+from jaxenergy import sweeps
+from jaxenergy.errors import UsageError
+from jaxenergy.studies import STUDIES, Context, running
 from jaxenergy.studies.core import UNDECIDED, VERDICTS, judge
 from jaxenergy.studies.table import Table
 
@@ -92,6 +94,62 @@ def test_runs_are_done_once_and_joules_are_not_judged(tmp_path):
     assert written == [
         (tmp_path / "runs" / name / "summary.json").stat().st_mtime_ns for name in runs
     ]
+
+
+def run_with(monkeypatch, folder, name, probe, outcome=("completed", "")):
+    """A study of which nothing is run but `probe`, and whose runs have `outcome`: state and why."""
+
+    def swept(planned, *, out, **_):
+        state, why = outcome
+        cells = [sweeps.CellResult(c, state, why, None, c.run_id) for c in planned.cells]
+        return sweeps.SweepResult(planned, tuple(cells), out)
+
+    monkeypatch.setattr(sweeps, "run", swept)
+    monkeypatch.setattr(sweeps, "find_devices", lambda *_: ("cpu",))
+    monkeypatch.setattr(running, "run_probe", probe)
+    request = running.Request(
+        names=(name,),
+        context=Context("smoke", settings={"meters": "none", "out": str(folder)}),
+        out=folder,
+        meters="none",
+        powercap_root="/sys/class/powercap",
+        lock_dir=str(folder / "locks"),
+        command="",
+    )
+    return running.run(request, sweeps.SilentObserver())
+
+
+def nothing_probed(*_):
+    return {"provenance": "none", "rows": [], "why": "no counter"}
+
+
+def test_the_probe_has_its_device_to_itself(monkeypatch, tmp_path):
+    refusals = []
+
+    def probe(*_):
+        with pytest.raises(UsageError) as error:
+            sweeps.DeviceLocks(["cpu"], tmp_path / "locks", who="another", wait=False)
+        refusals.append(str(error.value))
+        return nothing_probed()
+
+    run_with(monkeypatch, tmp_path, "instrument", probe)
+    assert "a study that measures into" in refusals[0]
+    sweeps.DeviceLocks(["cpu"], tmp_path / "locks", who="another", wait=False).release()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (("failed", "the training loss became nan within update 7"), 0),
+        (("failed", "the network's output is not finite after update 7"), 0),
+        (("failed", "out of memory"), 1),
+        (("unfinished", "its process was ended by SIGKILL"), 1),
+    ],
+)
+def test_set_ups_that_diverge_are_no_fault(monkeypatch, tmp_path, outcome, status):
+    result = run_with(monkeypatch, tmp_path, "iterations", nothing_probed, outcome)
+    assert result.failed
+    assert result.exit_status == status
 
 
 def test_the_probe_on_a_simulated_counter():

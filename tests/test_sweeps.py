@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import simulated_nvml
 import single_node_slurm
 from absl import flags as absl_flags
 from hypothesis import given, settings
@@ -230,6 +231,7 @@ WRONG = [
     (["--seeds=2", "--launcher=slrm"], "slurm"),
     (["--seeds=2", "--exclusive=gpu"], "--launcher=slurm"),
     (["--seeds=2", "--exclusive=rack", "--launcher=slurm"], "node"),
+    (["--seeds=2", "--gres=gpu:2", "--launcher=slurm"], "--exclusive=gpu"),
     (["--seeds=2", "--order_seed=x"], "whole number"),
     # These need the registries, and so a process that has JAX.
     (["--grid=optimizer=sgd,adm"], "'adam'"),
@@ -317,6 +319,28 @@ def test_a_lock_lasts_as_long_as_the_run_that_inherited_it(tmp_path):
         DeviceLocks(["cpu"], tmp_path, who="the next", wait=False)
     child.communicate()
     DeviceLocks(["cpu"], tmp_path, who="the next", wait=False).release()
+
+
+# A GPU for JAX, as far as a survey asks for one.
+WITH_A_GPU = """
+from jaxenergy import measuring
+from jaxenergy.config import RunConfig
+from jaxenergy.meters import Device
+from jaxenergy.sweeps.survey import _look_at_machine
+
+measuring.read_jax_devices = lambda: [Device("gpu", 0, name="card")]
+for meters in ("nvml", "none"):
+    print(*_look_at_machine({"": RunConfig(meters=meters)})[1])
+"""
+
+
+def test_a_gpu_is_locked_by_its_uuid_whether_it_is_metered_or_not(tmp_path):
+    simulated_nvml.Cards(tmp_path / "state", [simulated_nvml.Card(uuid="GPU-5f")]).write()
+    env = simulated_nvml.environment(simulated_nvml.build(tmp_path), tmp_path / "state")
+    ended = subprocess.run(
+        [sys.executable, "-c", WITH_A_GPU], capture_output=True, text=True, check=True, env=env
+    )
+    assert ended.stdout.split() == ["GPU-5f", "GPU-5f"]
 
 
 # ------------------------------------------------------------------------------ the prediction
@@ -480,6 +504,23 @@ def test_results_of_other_conditions_are_left_alone_and_said(swept, tmp_path):
         result.comparable()
 
 
+def test_runs_on_other_data_are_left_alone_and_said(tmp_path):
+    text = tmp_path / "text"
+    flags = ["--model=lstm", "--dataset=text:length=8", f"--data_dir={text}"]
+    flags += ["--updates=3", "--batch_size=8", "--seeds=1"]
+    text.write_text("one text, and " * 100)
+    first, _ = run_sweep(tmp_path, *flags)
+    text.write_text("of another one " * 100)
+    second, printed = run_sweep(tmp_path, *flags)
+    (before,), (after,) = first["cells"], second["cells"]
+    assert before["run_id"] == after["run_id"]
+    assert (before["run"], after["run"]) == (f"{before['run_id']}-r0", f"{before['run_id']}-r1")
+    assert "other data" in " ".join(second["warnings"])
+    assert "left alone" in printed
+    again, _ = run_sweep(tmp_path, *flags)
+    assert (again["cells"][0]["run"], again["cells"][0]["wall_s"]) == (after["run"], None)
+
+
 def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
     folder, _, _ = swept
     before = sorted(folder.rglob("*"))
@@ -491,6 +532,24 @@ def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
     assert "6 runs, 4 to be done: " in ended.stdout
     assert "2 finished runs of the same" in ended.stdout
     assert "learning_rate" in ended.stdout
+
+
+def test_a_dry_run_for_a_cluster_takes_the_runs_of_any_machine(swept, tmp_path):
+    folder, _, _ = swept
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    for file in (tmp_path / "runs").glob("*/environment.json"):
+        document = json.loads(file.read_text())
+        document["cpu"]["model"] = "A node's CPU"
+        file.write_text(json.dumps(document))
+
+    def forecast(*flags):
+        command = sweep_command(tmp_path, *DIVERGING, "--dry_run", *flags)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "4 runs, 4 to be done" in forecast()
+    cluster = forecast("--launcher=slurm")
+    assert "4 runs, 0 to be done" in cluster
+    assert "left alone" not in cluster
 
 
 def test_the_live_table_has_joules_and_the_time_left_and_fits_its_screen(swept):

@@ -94,7 +94,7 @@ def load_synthetic(spec: str, data_dir: Path | None = None) -> Dataset:
 def _parse(spec: str) -> tuple[tuple[int, ...], dict[str, int]]:
     """The shape and the values of `DEFAULTS` that a text states."""
     shape: tuple[int, ...]
-    shape, values = DEFAULT_SHAPE, dict(DEFAULTS)
+    shape, given = DEFAULT_SHAPE, {}
     for position, part in enumerate(spec.split(",") if spec else []):
         what = f"--dataset=synthetic:{spec}: {part!r}"
         key, equals, text = part.partition("=")
@@ -109,11 +109,13 @@ def _parse(spec: str) -> tuple[tuple[int, ...], dict[str, int]]:
             continue
         if key not in DEFAULTS:
             raise unknown_value(f"--dataset=synthetic:{spec}: option", key, DEFAULTS)
+        if key in given:
+            raise UsageError(f"{what}: {key} is given twice.")
         low, high = (0, 2**63 - 1) if key == "seed" else (1, 2**31 - 1)
         if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
             raise UsageError(f"{what}: {key} is a whole number from {low} to {high}.")
-        values[key] = int(text)
-    return shape, values
+        given[key] = int(text)
+    return shape, {**DEFAULTS, **given}
 
 
 def _bytes(stream: np.random.PCG64, count: int) -> np.ndarray:

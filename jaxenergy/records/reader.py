@@ -64,6 +64,17 @@ class Run:
         """The folder's name."""
         return self.path.name
 
+    @property
+    def data_digest(self) -> str | None:
+        """The digest of the data that it learned from; None where `config.json` does not say.
+
+        Which data these are is no setting: a path or a Python can come to hold others.
+        """
+        resolved = (self.config or {}).get("resolved")
+        dataset = resolved.get("dataset") if isinstance(resolved, dict) else None
+        digest = dataset.get("digest") if isinstance(dataset, dict) else None
+        return digest if isinstance(digest, str) else None
+
     @functools.cached_property
     def environment(self) -> dict[str, Any] | None:
         """`environment.json`; None where there is none. Raises `RecordError`."""

@@ -328,7 +328,8 @@ def command_of(config: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(f"--{field.name}" if value else f"--no{field.name}")
         else:
-            shown = f"{value:g}" if isinstance(value, float) else plain_text(value)
+            # All digits of a number: with fewer it would be another run's command.
+            shown = repr(value) if isinstance(value, float) else plain_text(value)
             words.append(f"--{field.name}={shlex.quote(shown)}")
     return " ".join(words)
 

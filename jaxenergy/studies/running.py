@@ -21,7 +21,7 @@ from jaxenergy.studies.core import SCHEMA, Study, Verdict, gate_of, judge, to_js
 from jaxenergy.studies.grids import Context
 from jaxenergy.studies.layouts import read_csv_rows
 from jaxenergy.studies.probe import run_probe
-from jaxenergy.studies.table import ENERGY, TIME, Quantity, Row, Table
+from jaxenergy.studies.table import ENERGY, TIME, Quantity, Row, Table, has_diverged
 
 RESULTS_FOLDER = "studies"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -132,7 +132,6 @@ def run(
     rows: dict[str, Row] = {}
     machine: dict[str, Any] = {}
     failed: list[str] = []
-    devices: tuple[str, ...] = ()
     status = 0
     if configs:
         _use_own_cache(request.out)
@@ -154,15 +153,23 @@ def run(
                 rows[cell.run_id] = read_runs(cell.path)[0]
             if cell.state != "completed":
                 failed.append(f"{cell.name}: {cell.state}, {plain_text(cell.why, 200)}")
+                # Some set-ups of a grid diverge, which is a finding and no fault.
+                if not has_diverged({"state": cell.state, "why": cell.why}):
+                    status = 1
+    else:
+        devices = sweeps.find_devices(request.meters, request.powercap_root)
     rounds, seconds = _PROBE[request.context.budget]
     observer.say("instrument: idle and loads")
-    probed = run_probe(
-        request.out / RESULTS_FOLDER / "instrument-probe.json",
-        request.meters,
-        request.powercap_root,
-        rounds,
-        seconds,
-    )
+    folder, say = request.out / RESULTS_FOLDER, observer.say
+    who = f"a study that measures into {folder}"
+    with sweeps.DeviceLocks(devices, request.lock_dir, who=who, say=say):
+        probed = run_probe(
+            folder / "instrument-probe.json",
+            request.meters,
+            request.powercap_root,
+            rounds,
+            seconds,
+        )
     machine = machine or {"provenance": probed["provenance"]}
     instrument = STUDIES["instrument"]
     probe_table = Table(probed["rows"])
@@ -181,8 +188,6 @@ def run(
         else:
             found = [rows[one] for one in ids if one in rows]
             if study.measure is not None:
-                folder, say = request.out / RESULTS_FOLDER, observer.say
-                who = f"a study that measures into {folder}"
                 with sweeps.DeviceLocks(devices, request.lock_dir, who=who, say=say):
                     found = study.measure(request.context, designed[name], rows, folder, say)
             table = Table(found)
@@ -191,8 +196,6 @@ def run(
         records.append(record)
         files.append(_write(request.out, record))
         judged(record)
-    if failed:
-        status = 1 if any("diverged" not in text and "finite" not in text for text in failed) else 0
     return Outcome(tuple(records), tuple(files), tuple(failed), status)
 
 

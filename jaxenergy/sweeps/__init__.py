@@ -24,6 +24,7 @@ from jaxenergy.sweeps.running import (
     run,
 )
 from jaxenergy.sweeps.slurm import SlurmOptions
+from jaxenergy.sweeps.survey import find_devices
 
 __all__ = [
     "LAUNCHERS",
@@ -41,6 +42,7 @@ __all__ = [
     "SlurmOptions",
     "Sweep",
     "SweepResult",
+    "find_devices",
     "forecast",
     "plan",
     "product",

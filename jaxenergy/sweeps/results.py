@@ -143,11 +143,19 @@ class Ground:
         expected: the conditions under which each run would be measured now, by run id; a run of
             other conditions is left alone. Empty where nothing is expected (another machine runs
             them).
+        digests: of the data that each run would learn from now, by run id; a run that learned from
+            other data is left alone.
     """
 
-    def __init__(self, out: Path, expected: Mapping[str, Conditions]):
+    def __init__(
+        self,
+        out: Path,
+        expected: Mapping[str, Conditions],
+        digests: Mapping[str, str] | None = None,
+    ):
         self.out = out
         self.expected = expected
+        self.digests = digests or {}
         self.found: dict[str, list[Run]] = {}
         self.configs: list[tuple[RunConfig, Run]] = []
         for run in find_runs(out) if out.is_dir() else []:
@@ -209,6 +217,9 @@ class Ground:
         protocol = (run.config or {}).get("protocol")
         if protocol != PROTOCOL:
             return f"protocol {protocol}, and this is protocol {PROTOCOL}"
+        digest = self.digests.get(cell.run_id)
+        if digest is not None and run.data_digest not in (None, digest):
+            return "trained on other data than --dataset and --data_dir name now"
         expected, conditions = self.expected.get(cell.run_id), read_conditions(run)
         if conditions is None and run.state != UNFINISHED:
             return "its folder does not say what it was measured on and with"

@@ -104,13 +104,15 @@ class Forecast:
     predictions: dict[str, Prediction]
 
 
-def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False) -> Forecast:
-    """Says what a sweep would do on this machine, and how long that would take. Writes nothing.
+def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False, here: bool = True) -> Forecast:
+    """Says what a sweep would do, and how long that would take. Writes nothing.
 
     Args:
         sweep: the runs.
         out: the folder that holds the runs.
         retry_failed: as for `run`.
+        here: whether this machine would run it. Otherwise it is not looked at, and runs of any
+            machine count.
 
     Returns:
         The runs' states and times.
@@ -119,8 +121,8 @@ def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False) -> Forecast
         UsageError: a config cannot be run here; the message says which and why.
     """
     out = _checked_folder(out)
-    found = survey(sweep)
-    ground = Ground(out, found.conditions)
+    found = survey(sweep, machine=here)
+    ground = Ground(out, found.conditions, found.digests)
     result = _look_around(sweep, ground, out, retry_failed)
     predictor = _predictor(found, ground)
     return Forecast(
@@ -201,7 +203,7 @@ def _run_by_slurm(
 ) -> SweepResult:
     check_slurm_is_here()
     found = survey(sweep, machine=False)  # what the nodes are is not known here
-    ground = Ground(out, found.conditions)
+    ground = Ground(out, found.conditions, found.digests)
     result = _look_around(sweep, ground, out, retry_failed)
     for sentence in result.left_alone:
         observer.say(sentence)
@@ -280,7 +282,7 @@ class _Local:
             return self.result
 
     def _look(self) -> None:
-        self.ground = Ground(self.out, self.found.conditions)
+        self.ground = Ground(self.out, self.found.conditions, self.found.digests)
         self.result = _look_around(self.sweep, self.ground, self.out, self.retry_failed)
         self.predictor = _predictor(self.found, self.ground)
 

@@ -5,6 +5,7 @@ what needs JAX (is there such an optimizer, does this depth exist, what device i
 a child, which ends before the first run begins.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,8 +17,9 @@ from typing import Any
 
 from jaxenergy.config import PROTOCOL, RunConfig
 from jaxenergy.errors import RunError, UsageError
+from jaxenergy.meters import Device, open_meters
 from jaxenergy.sweeps.conditions import Conditions, conditions_of
-from jaxenergy.sweeps.design import Sweep
+from jaxenergy.sweeps.design import Sweep, plan
 
 # Counting operations takes some 0.2 s a set-up; of more set-ups than this, none is counted.
 _MOST_COUNTED = 60
@@ -47,12 +49,14 @@ class Survey:
     Attributes:
         sizes: by run id.
         conditions: by run id, as they will be here; empty where this machine was not looked at.
+        digests: of the data of each run, by run id.
         devices: what has to be locked: `cpu`, and the GPUs' uuids.
         startup_s: what a process takes until it can begin.
     """
 
     sizes: Mapping[str, Size]
     conditions: Mapping[str, Conditions]
+    digests: Mapping[str, str]
     devices: tuple[str, ...]
     startup_s: float
 
@@ -111,9 +115,15 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
     return Survey(
         sizes={run_id: Size(**answer["sizes"][key]) for run_id, key in keys.items()},
         conditions=conditions,
+        digests={run_id: answer["digests"][key] for run_id, key in keys.items()},
         devices=tuple(answer["devices"]),
         startup_s=max(0.0, time.monotonic() - begun_s - answer["work_s"]),
     )
+
+
+def find_devices(meters: str, powercap_root: str) -> tuple[str, ...]:
+    """What has to be locked here by whoever meters without a sweep: see `Survey.devices`."""
+    return survey(plan([RunConfig(meters=meters, powercap_root=powercap_root)])).devices
 
 
 def _look(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,12 +137,13 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
     begun_s = time.monotonic()
     configs = {key: RunConfig(**values) for key, values in question["configs"].items()}
     platform = one_device().platform
-    sizes, datasets = {}, {}
+    sizes, digests, datasets = {}, {}, {}
     for key, config in configs.items():
         which = (config.dataset, config.data_dir)
         try:
             if which not in datasets:
                 datasets[which] = load_source(config)
+            digests[key] = datasets[which].digest
             counted = len(configs) <= _MOST_COUNTED
             sizes[key] = _size(config, datasets[which], platform, counted)
         except UsageError as error:
@@ -143,6 +154,7 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sizes": {key: dataclasses.asdict(size) for key, size in sizes.items()},
         "conditions": conditions,
+        "digests": digests,
         "devices": sorted(devices),
         "work_s": time.monotonic() - begun_s,
     }
@@ -197,7 +209,6 @@ def _count_flops(plan: Any) -> float | None:
 def _look_at_machine(configs: Mapping[str, RunConfig]) -> tuple[dict[str, Any], set[str]]:
     """The conditions of each config here, and the devices that must not be shared."""
     from jaxenergy.measuring import read_jax_devices
-    from jaxenergy.meters import open_meters
     from jaxenergy.records.environment import read_environment
 
     device = read_jax_devices()[0]
@@ -219,11 +230,19 @@ def _look_at_machine(configs: Mapping[str, RunConfig]) -> tuple[dict[str, Any], 
         if device.platform == "cpu":
             locked.add("cpu")
         elif not gpus:  # it is not metered, and still must not be shared
-            locked.add(f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', device.index)}")
+            locked.add(_name_of_gpu(device))
     conditions = {
         key: found[config.meters, config.powercap_root] for key, config in configs.items()
     }
     return conditions, locked
+
+
+def _name_of_gpu(device: Device) -> str:
+    """An unmetered GPU by its uuid, as a sweep that meters it calls it; else by its number."""
+    with contextlib.suppress(UsageError), open_meters("nvml", [device]) as meters:
+        (gpu,) = meters.describe()["nvml"]["gpus"].values()
+        return gpu["uuid"]
+    return f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', device.index)}"
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
         identity=config.identity(),
     )
     if choice.action == "nothing":
-        return Result(choice.path, choice.message, read_run(choice.path).summary or {})
+        return _as_it_is(config, choice)
     device = one_device()
     described = Device(platform=device.platform, index=device.id, name=device.device_kind)
     with open_meters(config.meters, [described], powercap_root=config.powercap_root) as meters:
@@ -126,6 +126,27 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 return session.run(interruption)
         finally:
             ledger.close()
+
+
+def _as_it_is(config: RunConfig, choice: FolderChoice) -> Result:
+    """The result of a run that is complete already.
+
+    Raises:
+        UsageError: the data that the same settings name are no longer those that it learned from.
+    """
+    found = read_run(choice.path)
+    if (found.config or {}).get("id") == config.id and found.data_digest is not None:
+        source = None
+        with contextlib.suppress(UsageError):  # they are gone: there are no others to train on
+            source = load_source(config)
+        if source is not None and source.digest != found.data_digest:
+            raise UsageError(
+                f"{choice.path} is complete, and was trained on other data than "
+                f"--dataset={plain_text(config.dataset)} is now: its digest was "
+                f"{plain_text(found.data_digest)}, and is {source.digest}.\n"
+                "Give the run another --name, or start anew: --overwrite moves the folder aside."
+            )
+    return Result(choice.path, choice.message, found.summary or {})
 
 
 def load_source(config: RunConfig) -> data.Dataset | data.ControlTask:

@@ -7,7 +7,7 @@ imported only where the user names it too.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def load_trained(
     if not (run.path / "checkpoints").is_dir():
         raise UsageError(f"{shown} has no checkpoint yet, so there is no trained network in it.")
     dataset = data.load(config.dataset, data_dir=data_dir or config.data_dir)
-    recorded = _recorded_digest(run.config)
+    recorded = run.data_digest
     if recorded not in (None, dataset.digest):
         raise UsageError(
             f"{shown} was trained on other data than --dataset={config.dataset} is here: its "
@@ -183,11 +183,3 @@ def _find_source(config: RunConfig) -> Path:
         f"completed run of seed {config.seed} has settings with that id at seed 0.\n"
         "Allowed: the folder of a run, or the id of settings that were run there with this seed."
     )
-
-
-def _recorded_digest(config: Mapping[str, Any]) -> str | None:
-    """The digest of the data as the run recorded it."""
-    resolved = config.get("resolved")
-    dataset = resolved.get("dataset") if isinstance(resolved, Mapping) else None
-    digest = dataset.get("digest") if isinstance(dataset, Mapping) else None
-    return digest if isinstance(digest, str) else None
