@@ -422,16 +422,37 @@ def test_the_line_search_finds_optaxs_step(max_steps):
             {"case": "cnn", "optimizer": "muon", "args": {"nesterov": False}},
             "for networks with convolutions",
         ),
+        (
+            {"more": {"norm": "batch"}, "accumulate": 8},
+            "at least 16, or --model_args=norm=layer.",
+        ),
     ],
 )
 def test_what_has_no_twin_is_refused_with_what_has(changes, said):
-    program = make_program(**changes)
+    accumulate = changes.get("accumulate", 1)
+    program = make_program(**{k: v for k, v in changes.items() if k != "accumulate"})
+    program = dataclasses.replace(program, accumulate=accumulate)
     with pytest.raises(UsageError) as caught:
         torch_twin.check_has_twin(program)
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
     if "lion" in said:
         assert "Those that have one: adadelta, adagrad, adam," in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["mlp-batch", "resnet", "mobilenet", "convnext-batch"])
+def test_a_batch_norm_sees_as_many_values_as_the_trace_says(case):
+    program = make_program(case)
+    training = torch_twin.build_training(program, make_variables(program))
+    seen = {}
+    for name, layer in transplant.named_layers(training.network):
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.register_forward_pre_hook(
+                lambda _, args, name=name: seen.update({name: args[0].numel() // args[0].shape[1]})
+            )
+    training.update(np.arange(program.batch_size))
+    assert seen
+    assert seen == program.model.batch_norm_values(program.batch_size)
 
 
 def test_random_augmentation_has_no_twin():

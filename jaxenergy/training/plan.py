@@ -186,7 +186,8 @@ def make_plan(
         frozen=frozen_entries(model, config.trainable),
         multitask=multitask,
     )
-    state = jax.eval_shape(make_init(program), jax.random.key(0))
+    # The key too is made in the trace: a plan computes nothing on the device.
+    state = jax.eval_shape(lambda: make_init(program)(jax.random.key(0)))
     initial = None if read_initial is None else read_initial(model)
     checkpoint_updates, checkpoint_seconds = config.checkpoint_interval()
     # A gradient by example is that of a batch of one, many times over.
