@@ -234,7 +234,7 @@ class Products(Side):
             np.dot(self.matrix, self.matrix)
 
     def before_start(self):
-        self._work(0.05)
+        time.sleep(0.05)
 
     def start(self):
         self.matrix = np.random.default_rng(0).normal(size=(64, 64))
@@ -311,6 +311,32 @@ def test_an_update_takes_its_time_times_the_power_and_the_rest_is_fixed():
     assert told["fixed"]["energy_j"] == pytest.approx(POWER_W * expected_s, rel=1e-2)
     assert told["idle_w"] is None
     assert told["why"] == {"idle_w": "idle power was not measured"}
+
+
+class Descent(Products):
+    """A training whose loss falls, by updates that do nothing from one of them on."""
+
+    updates_per_call = 1
+
+    def __init__(self, effective):
+        super().__init__()
+        self.effective = effective
+
+    def loss(self):  # before the last call's own update, as everywhere
+        return 2.3 * 0.99 ** min(self.calls - 1, self.effective)
+
+
+def test_a_graph_whose_updates_do_nothing_is_found_out():
+    training = pytest.importorskip("jaxenergy.torch_twin.training")
+    processes = []
+    for name, effective in (("jax", 99), ("torch", training._UPDATES_BEFORE_CAPTURE)):
+        side = Descent(effective)
+        with Ledger(Meters(), fence=lambda _, side=side: side.fence()) as ledger:
+            _, losses = worker._train(side, ledger, Meters(), 0.1)
+        processes.append({"framework": name, "first_losses": losses})
+    why = summary.why_losses_differ(processes, "float32")
+    assert why is not None
+    assert "first updates" in why
 
 
 def test_without_a_meter_time_is_still_known():

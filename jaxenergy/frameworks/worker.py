@@ -42,8 +42,10 @@ from jaxenergy.units import NS_PER_S
 
 SCHEMA = 1
 
-# Calls after the first one that count as warm-up: PyTorch compiles its optimizer in the second.
-_WARMUP_CALLS = 3
+# Calls after the first one before any are timed, after which losses are held against each other. The
+# number is the same for all, and large enough that updates made by a captured CUDA graph, which
+# PyTorch has from the fourth update on, have moved the parameters of the last one's loss.
+_WARMUP_CALLS = 8
 _TIMED_S = 0.2  # how long calls are timed before their number in a window is decided
 _WINDOWS = 20  # of about equal length, in the seconds asked for
 _MIN_WINDOWS = 6
