@@ -22,7 +22,7 @@ from jaxenergy.training import steps
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
 from jaxenergy import torch_twin  # noqa: E402
-from jaxenergy.torch_twin import layers, parity, transplant  # noqa: E402
+from jaxenergy.torch_twin import layers, parity, process, transplant  # noqa: E402
 from jaxenergy.torch_twin import optimizers as twins  # noqa: E402
 from jaxenergy.torch_twin.lbfgs import LBFGS, zoom  # noqa: E402
 from jaxenergy.torch_twin.models import build_network  # noqa: E402
@@ -216,6 +216,14 @@ def test_products_are_not_rounded_to_tf32_where_own_precision_is_looked_at():
         assert rounding() == ("high", *before[1:])
     finally:
         torch.set_float32_matmul_precision(before[0])
+
+
+def test_pytorch_tries_algorithms_of_convolutions_as_xla_does(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    described = process.set_up(threads=1, tf32=None, device="cpu")
+    assert torch.backends.cudnn.benchmark
+    assert described["threads"] == 1
+    assert described["cudnn_benchmark"] is None  # of no matter on the CPU
 
 
 def test_networks_in_bfloat16_are_the_same():

@@ -42,9 +42,9 @@ from jaxenergy.units import NS_PER_S
 
 SCHEMA = 1
 
-# Calls after the first one before any are timed, after which losses are held against each other. The
-# number is the same for all, and large enough that updates made by a captured CUDA graph, which
-# PyTorch has from the fourth update on, have moved the parameters of the last one's loss.
+# Calls after the first one before any are timed; then losses are held against each other. As many
+# for all, and enough that updates made by a captured CUDA graph, which PyTorch has from the fourth
+# one on, have moved the parameters of the last one's loss.
 _WARMUP_CALLS = 8
 _TIMED_S = 0.2  # how long calls are timed before their number in a window is decided
 _WINDOWS = 20  # of about equal length, in the seconds asked for
