@@ -64,7 +64,8 @@ class Program:
         unroll_accumulation: whether micro-batches are unrolled rather than looped over, since a
             convolution inside a rolled loop is slow on the CPU.
         frozen: top-level entries of the parameters that stay as they are: no gradient is computed
-            for them, and the optimizer keeps no state of them.
+            for them, and the optimizer keeps no state of them. Batch norms among them normalise by
+            the batch's statistics all the same and go on averaging these for the evaluation.
         multitask: how several tasks are learned; None where there is one.
     """
 
