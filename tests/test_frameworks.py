@@ -79,7 +79,12 @@ def test_the_zoo_has_every_family():
     assert list(zoo_configs("vit, mlp", common)) == ["vit", "mlp"]
 
 
-def test_inputs_come_back_as_they_were_written(tmp_path):
+def test_inputs_come_back_as_they_were_written(tmp_path, monkeypatch):
+    def savez_of_numpy_2_0(file, **arrays):  # to which every keyword is an array
+        savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+
+    savez = np.savez
+    monkeypatch.setattr(np, "savez", savez_of_numpy_2_0)
     rng = np.random.default_rng(0)
     variables = {
         "params": {"Dense_0": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)}},
@@ -189,13 +194,14 @@ for stage in ("before_start", "start", "prepare", "load"):
 side.build()
 side.call()
 side.fence()
-print(json.dumps({**told, "loss": side.loss()}))
+print(json.dumps({**told, "loss": side.loss(), "threads": side.describe()["threads"]}))
 """
 
 
-def follow(framework, folder):
+def follow(framework, folder, **variables):
     command = [sys.executable, "-c", FOLLOW, framework, json.dumps(SMALL.to_json()), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -204,7 +210,8 @@ def test_each_framework_pays_for_its_own_start_and_for_nothing_of_ours(tmp_path)
     pytest.importorskip("torch")
     make_inputs(SMALL).write(tmp_path)
     theirs = ["jax", "flax", "optax"]
-    of_jax, of_torch = follow("jax_plain", tmp_path), follow("torch", tmp_path)
+    of_jax = follow("jax_plain", tmp_path, NPROC="3")
+    of_torch = follow("torch", tmp_path, NPROC="3")
     assert of_jax["before_start"] == []
     assert of_jax["start"] == theirs
     # Nothing is compiled in what is left out: the first time, XLA itself is set up.
@@ -215,6 +222,7 @@ def test_each_framework_pays_for_its_own_start_and_for_nothing_of_ours(tmp_path)
     assert of_torch["prepare"] == [*of_torch["start"], "jaxenergy.torch_twin"]
     assert of_torch["load"] == of_torch["prepare"]  # and the network has computed nothing
     assert of_torch["loss"] == pytest.approx(of_jax["loss"], rel=1e-5)  # at the same weights
+    assert of_torch["threads"] == of_jax["threads"] == 3  # what sets XLA's sets PyTorch's
 
 
 # --- one process ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+from jaxenergy import runtime
 from jaxenergy.config import RunConfig
 from jaxenergy.frameworks.inputs import Inputs
 from jaxenergy.frameworks.side import Side
@@ -104,7 +105,7 @@ class JaxSide(Side):
         return {
             "version": self._jax.__version__,
             "device": self._device.device_kind,
-            "threads": len(os.sched_getaffinity(0)),
+            "threads": runtime.count_threads(),
             "forms": self._config.forms,
             "matmul_precision": self._jax.config.jax_default_matmul_precision or "default",
             "xla_flags": os.environ.get("XLA_FLAGS", ""),

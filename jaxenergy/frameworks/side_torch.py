@@ -3,6 +3,7 @@
 import os
 from typing import Any, cast
 
+from jaxenergy import runtime
 from jaxenergy.config import RunConfig
 from jaxenergy.frameworks.inputs import Inputs, in_a_row
 from jaxenergy.frameworks.side import Side, read_host_bytes
@@ -60,7 +61,7 @@ class TorchSide(Side):
         torch_twin.check_has_twin(self._program)
         self._build_training, self._process = torch_twin.build_training, process
         self._described = process.set_up(
-            threads=len(os.sched_getaffinity(0)),
+            threads=runtime.count_threads(),
             tf32=self._inputs.facts["tf32"],
             device=self._device,
         )
