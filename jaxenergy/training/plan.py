@@ -58,6 +58,10 @@ class Timetable:
         """The length of a sequence of tokens; None where an example is something else."""
         return None
 
+    def evaluates_at(self, update: int) -> bool:
+        """Whether there is an evaluation after so many updates."""
+        return update % self.eval_every == 0 or update == self.total_updates
+
     def next_boundary(self, update: int) -> int:
         """The update at which the loop must next stand still: evaluation, checkpoint or end."""
         boundaries = [self.total_updates]
