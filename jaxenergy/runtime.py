@@ -6,6 +6,7 @@ returns to `environment.json`, since each of these settings changes what an upda
 user has set is never overridden.
 """
 
+import contextlib
 import ctypes
 import os
 import stat
@@ -38,6 +39,9 @@ _XLA_FLAGS = (
 )
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+# What sets the number of XLA's threads; the first one goes before the second.
+_THREADS_VARIABLES = ("PJRT_NPROC", "NPROC")
 
 
 def prepare() -> dict[str, dict]:
@@ -149,9 +153,25 @@ def _prepare_compilation_cache(too_late: str | None) -> dict:
 
 
 def _read_threads() -> dict:
-    """How many threads XLA's CPU client will take: the `cpus` open to us, and what overrides it."""
-    affinity = getattr(os, "sched_getaffinity", None)
+    """What decides how many threads XLA's CPU client takes: our `cpus`, and what overrides them."""
     return {
-        "cpus": len(affinity(0)) if affinity else os.cpu_count(),
-        **{name: os.environ.get(name) for name in ("NPROC", "OMP_NUM_THREADS")},
+        "cpus": _read_cpus(),
+        **{name: os.environ.get(name) for name in (*_THREADS_VARIABLES, "OMP_NUM_THREADS")},
     }
+
+
+def count_threads() -> int:
+    """How many threads XLA's CPU client takes: an override where one is set, or one for each CPU.
+
+    References:
+        DefaultThreadPoolSize of xla/pjrt/utils.cc.
+    """
+    for name in _THREADS_VARIABLES:
+        with contextlib.suppress(ValueError):
+            return max(1, int(os.environ.get(name, "")))
+    return _read_cpus() or 1
+
+
+def _read_cpus() -> int | None:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()

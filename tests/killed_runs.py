@@ -427,9 +427,14 @@ def null_attempts(folder: Path) -> int:
 
 def _is_undone(line: dict, later: list[dict]) -> bool:
     """Whether a line is of work that a later process went back behind."""
-    rollbacks = [other["to_update"] for other in later if "event" in other]
+    events = [other for other in later if "event" in other]
+    rollbacks = [event["to_update"] for event in events]
     if line.get("phase") == "eval" and not line["steady"]:  # broken off, and so made anew
         return any(line["first_update"] >= update for update in rollbacks)
+    if line.get("phase") == "eval" and line["first_update"] in [
+        event["to_update"] for event in events if "evaluated_at" in event
+    ]:  # no checkpoint knew of it
+        return True
     if line.get("first_update") is not None:
         return any(line["first_update"] + line["updates"] > update for update in rollbacks)
     if line.get("phase") != "train":

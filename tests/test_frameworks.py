@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxenergy import data
 from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
 from jaxenergy.errors import UsageError
@@ -29,6 +30,7 @@ from jaxenergy.meters import Meters
 from jaxenergy.meters.simulated import PowerCurve, SimulatedCounter, SimulatedMeter
 from jaxenergy.models import MODELS
 from jaxenergy.report.frameworks import print_comparison
+from jaxenergy.training.plan import make_plan
 
 POWER_W = 250.0
 
@@ -77,7 +79,12 @@ def test_the_zoo_has_every_family():
     assert list(zoo_configs("vit, mlp", common)) == ["vit", "mlp"]
 
 
-def test_inputs_come_back_as_they_were_written(tmp_path):
+def test_inputs_come_back_as_they_were_written(tmp_path, monkeypatch):
+    def savez_of_numpy_2_0(file, **arrays):  # to which every keyword is an array
+        savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+
+    savez = np.savez
+    monkeypatch.setattr(np, "savez", savez_of_numpy_2_0)
     rng = np.random.default_rng(0)
     variables = {
         "params": {"Dense_0": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)}},
@@ -106,7 +113,9 @@ def test_jax_draws_the_batches_that_pytorch_is_given():
         updates=20,
     )
     facts = {"updates_per_call": 1, "tf32": None, "device": {"platform": "cpu"}}
-    side = JaxSide(config, "auto", Inputs(facts, orders, {}))
+    params = {"kernel": np.ones((4, 10), np.float32)}  # of no matter here
+    side = JaxSide(config, "auto", Inputs(facts, orders, {"params": params}))
+    side.before_start()
     side.start()
     side.prepare()
     side.load()
@@ -130,6 +139,92 @@ def test_jax_draws_the_batches_that_pytorch_is_given():
         np.testing.assert_array_equal(batch.labels, train.labels[indices])
 
 
+# --- what belongs to a framework's start ----------------------------------------------------------
+
+
+SMALL = RunConfig(
+    model="cnn",
+    depth=2,
+    width=4,
+    optimizer="adam",
+    batch_size=4,
+    dataset="synthetic:4x4x1,examples=20",
+    schedule="constant",
+    updates=20,
+)
+
+
+def make_inputs(config):
+    """What is prepared for a config on the CPU; parity is not looked at."""
+    dataset = data.load(config.dataset)
+    program = make_plan(config, dataset, "cpu").program
+    variables = jax.tree.map(np.asarray, jax.jit(program.model.init)(jax.random.key(3)))
+    orders = np.tile(np.arange(len(dataset.train.labels), dtype=np.int32), (EPOCHS, 1))
+    facts = {"updates_per_call": 1, "tf32": None, "device": {"platform": "cpu"}}
+    return Inputs(facts, orders, variables)
+
+
+# Says what a side has imported by the end of each stage, and has compiled or computed by then.
+FOLLOW = """
+import json, sys
+from pathlib import Path
+from jaxenergy.config import RunConfig
+from jaxenergy.frameworks import worker
+from jaxenergy.frameworks.inputs import read_inputs
+
+framework, config, folder = sys.argv[1:]
+inputs = read_inputs(Path(folder))
+side = worker._open_side(framework, RunConfig.from_json(json.loads(config)), inputs)
+told, done = {}, []
+
+def note_compilation(event, duration, **_):
+    if "backend_compile" in event:
+        done.append("compiled")
+
+for stage in ("before_start", "start", "prepare", "load"):
+    getattr(side, stage)()
+    if stage == "start" and framework == "torch":
+        from torch.nn.modules import module
+        module.register_module_forward_pre_hook(lambda *_: done.append("computed"))
+    elif stage == "start":
+        import jax
+        jax.monitoring.register_event_duration_secs_listener(note_compilation)
+    packages = ("jax", "flax", "optax", "torch", "jaxenergy.training.steps", "jaxenergy.torch_twin")
+    told[stage] = [name for name in packages if name in sys.modules] + sorted(set(done))
+side.build()
+side.call()
+side.fence()
+print(json.dumps({**told, "loss": side.loss(), "threads": side.describe()["threads"]}))
+"""
+
+
+def follow(framework, folder, **variables):
+    command = [sys.executable, "-c", FOLLOW, framework, json.dumps(SMALL.to_json()), str(folder)]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_each_framework_pays_for_its_own_start_and_for_nothing_of_ours(tmp_path):
+    pytest.importorskip("torch")
+    make_inputs(SMALL).write(tmp_path)
+    theirs = ["jax", "flax", "optax"]
+    of_jax = follow("jax_plain", tmp_path, NPROC="3")
+    of_torch = follow("torch", tmp_path, NPROC="3")
+    assert of_jax["before_start"] == []
+    assert of_jax["start"] == theirs
+    # Nothing is compiled in what is left out: the first time, XLA itself is set up.
+    assert of_jax["prepare"] == [*theirs, "jaxenergy.training.steps"]
+    assert of_jax["load"] == [*theirs, "jaxenergy.training.steps", "compiled"]
+    assert of_torch["before_start"] == [*theirs, "jaxenergy.training.steps"]
+    assert of_torch["start"] == [*theirs, "torch", "jaxenergy.training.steps"]
+    assert of_torch["prepare"] == [*of_torch["start"], "jaxenergy.torch_twin"]
+    assert of_torch["load"] == of_torch["prepare"]  # and the network has computed nothing
+    assert of_torch["loss"] == pytest.approx(of_jax["loss"], rel=1e-5)  # at the same weights
+    assert of_torch["threads"] == of_jax["threads"] == 3  # what sets XLA's sets PyTorch's
+
+
 # --- one process ----------------------------------------------------------------------------------
 
 
@@ -145,6 +240,9 @@ class Products(Side):
         end_s = time.perf_counter() + seconds
         while time.perf_counter() < end_s:
             np.dot(self.matrix, self.matrix)
+
+    def before_start(self):
+        time.sleep(0.05)
 
     def start(self):
         self.matrix = np.random.default_rng(0).normal(size=(64, 64))
@@ -221,6 +319,32 @@ def test_an_update_takes_its_time_times_the_power_and_the_rest_is_fixed():
     assert told["fixed"]["energy_j"] == pytest.approx(POWER_W * expected_s, rel=1e-2)
     assert told["idle_w"] is None
     assert told["why"] == {"idle_w": "idle power was not measured"}
+
+
+class Descent(Products):
+    """A training whose loss falls, by updates that do nothing from one of them on."""
+
+    updates_per_call = 1
+
+    def __init__(self, effective):
+        super().__init__()
+        self.effective = effective
+
+    def loss(self):  # before the last call's own update, as everywhere
+        return 2.3 * 0.99 ** min(self.calls - 1, self.effective)
+
+
+def test_a_graph_whose_updates_do_nothing_is_found_out():
+    training = pytest.importorskip("jaxenergy.torch_twin.training")
+    processes = []
+    for name, effective in (("jax", 99), ("torch", training._UPDATES_BEFORE_CAPTURE)):
+        side = Descent(effective)
+        with Ledger(Meters(), fence=lambda _, side=side: side.fence()) as ledger:
+            _, losses = worker._train(side, ledger, Meters(), 0.1)
+        processes.append({"framework": name, "first_losses": losses})
+    why = summary.why_losses_differ(processes, "float32")
+    assert why is not None
+    assert "first updates" in why
 
 
 def test_without_a_meter_time_is_still_known():

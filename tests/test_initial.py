@@ -94,6 +94,19 @@ def test_only_the_trainable_layers_move(trainable, trained, optimizer):
     assert plan.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
+def test_frozen_batch_norms_keep_their_scales_and_go_on_averaging():
+    config = dataclasses.replace(CONFIG, trainable="head", model_args="norm=batch")
+    plan = make_plan(config, data.load("digits"), "cpu")
+    state = jax.jit(make_init(plan.program))(jax.random.key(0))
+    orders = make_orders(plan.dataset.train.examples)(jax.random.key(1), 0)
+    split = DeviceSplit(plan.dataset.train.inputs, plan.dataset.train.labels)
+    after, _ = jax.jit(make_updates(plan.program, 1))(state, split, orders)
+    norms = set(state.batch_stats)
+    assert norms <= plan.program.frozen
+    assert changed(state.params, after.params).isdisjoint(norms)
+    assert changed(state.batch_stats, after.batch_stats) == norms
+
+
 def test_frozen_layers_cost_no_backward_pass():
     def flops(trainable):
         config = dataclasses.replace(CONFIG, trainable=trainable, width=64)

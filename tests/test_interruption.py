@@ -1,6 +1,7 @@
 """Signals in real processes: noticed in time, and by the watcher where the main thread cannot."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,38 @@ def test_a_second_signal_records_and_ends_the_process_without_waiting():
     output, _ = process.communicate(timeout=60)
     # Two signals that are both pending come in any order.
     assert (output, process.returncode) in ((b"recorded 2;", 143), (b"recorded 15;", 130))
+
+
+# Finishes what it is at before it looks, as the loop does between compiled calls.
+BUSY = POLITE.replace(
+    '    os.write(1, b"saved;")', '    time.sleep(0.3)\n    os.write(1, b"saved;")'
+)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_is_sent_twice_is_one(signum, status):
+    process = start(BUSY)
+    for _ in range(3):
+        process.send_signal(signum)
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == (b"saved;", status)
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="needs GNU timeout")
+def test_a_process_that_timeout_ends_saves():
+    command = ["timeout", "1", sys.executable, "-c", textwrap.dedent(BUSY)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == (b"ready;saved;", 124)
+
+
+def test_the_same_signal_again_after_a_while_is_a_second_one():
+    process = start(STUCK, "3600", "3600")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(interruption.REPEAT_S + 0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == (b"recorded 15;", 143)
 
 
 # Nor can the record be written, as on a disk that hangs.

@@ -229,6 +229,15 @@ def test_lengths_are_rounded_up_to_whole_iterations():
         ({"model_args": "norm=batch"}, "norm=none or layer"),
         ({"model_args": "dropout=0.1"}, "dropout=0"),
         ({"batch_size": 12}, "a divisor of 16"),
+        ({"batch_size": 1}, "Nearest: 2."),
+        (
+            {"batch_size": 1, "dataset": "cartpole:environments=3,steps=5,epochs=1,episodes=2"},
+            "a divisor of 15 from 3 on. Nearest: 3.",
+        ),
+        (
+            {"batch_size": 1, "dataset": "cartpole:environments=1,steps=1,epochs=1,episodes=2"},
+            "with more environments or steps",
+        ),
         ({"epochs": 3.0, "updates": None}, "Allowed: --updates"),
         ({"accumulate": 2}, "Allowed: 1"),
         ({"augment": True}, "Allowed: false"),

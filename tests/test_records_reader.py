@@ -210,6 +210,10 @@ def test_a_file_cannot_take_the_place_of_a_rows_own_columns(tmp_path):
         ('{"phase": "train"', "line 2 is not strict JSON"),
         ('{"phase": 1}', "line 2: it has neither phase nor event"),
         ('{"event": "rollback", "to_update": -1}', "line 2: to_update is -1"),
+        (
+            '{"event": "rollback", "to_update": 2, "evaluated_at": null}',
+            "line 2: evaluated_at is None",
+        ),
         ('{"phase": "train", "start_ns": 0.5, "end_ns": 1, "energy_j": {}}', "line 2: start_ns"),
         (
             '{"phase": "train", "start_ns": 0, "end_ns": 1, "energy_j": {"a": "1"}}',

@@ -415,6 +415,9 @@ def test_an_evaluation_that_was_broken_off_is_lost_once_it_is_made_anew():
     lines += [rollback(20, 1), line("eval", 5.0, 0.0, **whole, attempt=1)]
     by_phase = summary_of(lines)["energy_j"]["by_phase"]
     assert (by_phase["eval"], by_phase[LOST]) == (3.0 + 5.0, 1.0)
-    # The same place again: what was whole there stands.
+    # The same place again: what was whole there stands, if the checkpoint knows of it.
     by_phase = summary_of([*lines, rollback(20, 2)])["energy_j"]["by_phase"]
     assert (by_phase["eval"], by_phase[LOST]) == (3.0 + 5.0, 1.0)
+    lines += [{**rollback(20, 2), "evaluated_at": 10}, line("eval", 6.0, 0.0, **whole, attempt=2)]
+    by_phase = summary_of(lines)["energy_j"]["by_phase"]
+    assert (by_phase["eval"], by_phase[LOST]) == (3.0 + 6.0, 1.0 + 5.0)

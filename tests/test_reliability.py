@@ -551,6 +551,42 @@ def test_an_evaluation_that_a_signal_broke_off_is_made_anew_and_lost(tmp_path, t
     assert summary["energy_j"]["by_phase"]["lost"] == lost["energy_j"]["cpu:package-0"]
 
 
+# Killed between the evaluation that was made anew and the next save.
+KILLED = f"""
+import os, signal, time
+from experiments.run import main
+from jaxenergy.training.loop import Loop
+
+whole = Loop._stretch
+
+def stretch(self, state, update, progress):
+    if update == 3000:
+        time.sleep({killed_runs.SETTLING_S})
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, state, update, progress)
+
+Loop._stretch = stretch
+main()
+"""
+
+
+def test_an_evaluation_that_no_checkpoint_knows_of_is_counted_once(tmp_path, tree):
+    flags = (f"--out={tmp_path}", f"--powercap_root={tree.root}", *killed_runs.FLAGS)
+    for code, status in ((STOPPED, 143), (KILLED, -signal.SIGKILL)):
+        ended = subprocess.run([sys.executable, "-c", code, *flags], check=False, timeout=300)
+        assert ended.returncode == status
+    finish(start(tmp_path, tree))
+    run = read_run(tmp_path / NAME)
+    evaluations = [
+        line["energy_j"]["cpu:package-0"]
+        for line in run.windows
+        if line.get("phase") == "eval" and line["first_update"] == 3000
+    ]
+    assert len(evaluations) == 3  # broken off, not known of, and the one that counts
+    assert run.summary is not None
+    assert run.summary["energy_j"]["by_phase"]["lost"] == pytest.approx(sum(evaluations[:2]))
+
+
 # ---------------------------------------------------------------------------------------- sensors
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxenergy import runtime
+
 PREPARE = "import json; from jaxenergy import runtime; print(json.dumps(runtime.prepare()))"
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -174,6 +176,24 @@ def test_after_jax_it_is_too_late_and_nothing_is_touched(tmp_path):
     assert prepared["allocator"] == {"settings": {}, "why": "jax was imported before"}
     assert prepared["xla_flags"]["added"] == []
     assert prepared["compilation_cache"]["directory"] is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, len(os.sched_getaffinity(0))),
+        ({"NPROC": "3"}, 3),
+        ({"NPROC": "3", "PJRT_NPROC": "5"}, 5),
+        ({"NPROC": "3", "PJRT_NPROC": "many"}, 3),
+        ({"NPROC": "0"}, 1),
+    ],
+)
+def test_threads_are_counted_as_xla_counts_them(monkeypatch, variables, threads):
+    for name in ("NPROC", "PJRT_NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.count_threads() == threads
 
 
 def test_a_child_process_finds_the_same_flags_and_cache(tmp_path):

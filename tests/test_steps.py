@@ -15,6 +15,7 @@ from jaxenergy.training.steps import (
     fixed_iterations,
     make_evaluate,
     make_init,
+    make_state_of,
     make_updates,
 )
 
@@ -93,6 +94,22 @@ def test_a_batch_that_straddles_epochs_takes_the_rest_from_the_next_order(progra
     directly, _ = jax.jit(make_updates(program, 1))(new_state(program), by_hand, in_order)
     assert_close(straddling._replace(position=0), directly._replace(position=0))
     assert int(straddling.position) == 12
+
+
+# Those that keep copies of the parameters, and one that keeps other things.
+@pytest.mark.parametrize("optimizer", ["adam", "lookahead", "schedule_free_sgd"])
+def test_given_variables_make_the_state_of_a_run_that_drew_them(program, split, optimizer):
+    built = optimizers.build(optimizer, {}, learning_rate=0.1, total_updates=100)
+    program = dataclasses.replace(program, optimizer=built)
+    state_key, _ = jax.random.split(jax.random.key(7))
+    drawn = jax.jit(make_init(program))(state_key)
+    state_of = jax.jit(make_state_of(program, 7), donate_argnums=0)
+    given = state_of({"params": jax.tree.map(jnp.array, drawn.params)})
+    assert given.key == drawn.key
+    jax.tree.map(np.testing.assert_array_equal, given._replace(key=0), drawn._replace(key=0))
+    # No buffer is there twice, which an update could not be given.
+    update = jax.jit(make_updates(program, 1), donate_argnums=0)
+    assert_close(update(given, split, ORDERS)[0], update(drawn, split, ORDERS)[0])
 
 
 def test_epochs_follow_each_other_without_a_gap():

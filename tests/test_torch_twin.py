@@ -22,7 +22,7 @@ from jaxenergy.training import steps
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
 from jaxenergy import torch_twin  # noqa: E402
-from jaxenergy.torch_twin import layers, parity, transplant  # noqa: E402
+from jaxenergy.torch_twin import layers, parity, process, transplant  # noqa: E402
 from jaxenergy.torch_twin import optimizers as twins  # noqa: E402
 from jaxenergy.torch_twin.lbfgs import LBFGS, zoom  # noqa: E402
 from jaxenergy.torch_twin.models import build_network  # noqa: E402
@@ -216,6 +216,14 @@ def test_products_are_not_rounded_to_tf32_where_own_precision_is_looked_at():
         assert rounding() == ("high", *before[1:])
     finally:
         torch.set_float32_matmul_precision(before[0])
+
+
+def test_pytorch_tries_algorithms_of_convolutions_as_xla_does(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    described = process.set_up(threads=1, tf32=None, device="cpu")
+    assert torch.backends.cudnn.benchmark
+    assert described["threads"] == 1
+    assert described["cudnn_benchmark"] is None  # of no matter on the CPU
 
 
 def test_networks_in_bfloat16_are_the_same():
@@ -422,16 +430,37 @@ def test_the_line_search_finds_optaxs_step(max_steps):
             {"case": "cnn", "optimizer": "muon", "args": {"nesterov": False}},
             "for networks with convolutions",
         ),
+        (
+            {"more": {"norm": "batch"}, "accumulate": 8},
+            "at least 16, or --model_args=norm=layer.",
+        ),
     ],
 )
 def test_what_has_no_twin_is_refused_with_what_has(changes, said):
-    program = make_program(**changes)
+    accumulate = changes.get("accumulate", 1)
+    program = make_program(**{k: v for k, v in changes.items() if k != "accumulate"})
+    program = dataclasses.replace(program, accumulate=accumulate)
     with pytest.raises(UsageError) as caught:
         torch_twin.check_has_twin(program)
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
     if "lion" in said:
         assert "Those that have one: adadelta, adagrad, adam," in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["mlp-batch", "resnet", "mobilenet", "convnext-batch"])
+def test_a_batch_norm_sees_as_many_values_as_the_trace_says(case):
+    program = make_program(case)
+    training = torch_twin.build_training(program, make_variables(program))
+    seen = {}
+    for name, layer in transplant.named_layers(training.network):
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.register_forward_pre_hook(
+                lambda _, args, name=name: seen.update({name: args[0].numel() // args[0].shape[1]})
+            )
+    training.update(np.arange(program.batch_size))
+    assert seen
+    assert seen == program.model.batch_norm_values(program.batch_size)
 
 
 def test_random_augmentation_has_no_twin():

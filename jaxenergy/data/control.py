@@ -84,7 +84,6 @@ class ControlTask:
         params: its parameters.
         observations: numbers of an observation.
         actions: actions to choose from.
-        most_steps: steps after which an episode is cut off.
         settings: how a policy is learned.
         source: a sentence on where it comes from.
         digest: `sha256:` and the hash of the environment's source.
@@ -95,7 +94,6 @@ class ControlTask:
     params: Any
     observations: int
     actions: int
-    most_steps: int
     settings: Settings
     source: str
     digest: str
@@ -141,7 +139,6 @@ def load_task(name: str) -> ControlTask:
         params=params,
         observations=observations,
         actions=environment.num_actions,
-        most_steps=int(params.max_steps_in_episode),
         settings=Settings(**values),
         source=f"{known_as} of gymnax {importlib.metadata.version('gymnax')}",
         digest=f"sha256:{hashlib.sha256(inspect.getsource(module).encode()).hexdigest()}",

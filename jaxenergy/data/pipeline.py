@@ -18,7 +18,7 @@ def epoch_orders(
     Args:
         key: PRNG key of the run's data order.
         first_epoch: the number of the first of them, from 0; may be traced.
-        epochs: how many (see `epochs_touched`).
+        epochs: how many.
         examples: how many examples an epoch visits, each once.
 
     Returns:
@@ -30,21 +30,6 @@ def epoch_orders(
         return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
     return lax.map(order, jnp.arange(epochs) + first_epoch).astype(jnp.int32)
-
-
-def epochs_touched(examples: int, batch_size: int, updates: int) -> int:
-    """The most epochs that `updates` batches in a row can draw from, wherever they begin.
-
-    Args:
-        examples: how many examples an epoch visits.
-        batch_size: examples per batch.
-        updates: how many batches.
-
-    Returns:
-        The number of epochs whose orders must be at hand.
-    """
-    last = examples - 1 + batch_size * updates - 1  # begun at an epoch's very last example
-    return last // examples + 1
 
 
 def take_batch(

@@ -11,26 +11,35 @@ class Side(abc.ABC):
     The methods are called in the order in which they stand here, `call` and `fence` many times.
 
     Attributes:
-        prepares_first: whether `prepare` comes before `start`, since it needs no framework.
         updates_per_call: updates that one `call` makes.
-        scaffold_bytes: the host's memory that `prepare` took for what is no framework's.
+        scaffold_bytes: the host's memory that was taken for what is no framework's.
     """
 
-    prepares_first: bool = False
     updates_per_call: int = 1
     scaffold_bytes: int = 0
 
     @abc.abstractmethod
+    def before_start(self) -> None:
+        """Does what of the comparison's own work needs another framework; left out too."""
+
+    @abc.abstractmethod
     def start(self) -> None:
-        """Imports the framework and wakes its device."""
+        """Imports the framework, and nothing of this library, and wakes its device."""
 
     @abc.abstractmethod
     def prepare(self) -> None:
-        """Does what is this comparison's own work and no framework's; left out of the account."""
+        """Does what is this comparison's own work: imports this library, reads the data, plans.
+
+        Left out of the account; so the framework computes nothing in it, since what it does for the
+        first time takes longer.
+        """
 
     @abc.abstractmethod
     def load(self) -> None:
-        """Puts data, order and weights on the device, and waits until they are there."""
+        """Puts data, order and weights on the device, with the optimizer's state for them.
+
+        It waits until they are there.
+        """
 
     @abc.abstractmethod
     def build(self) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+from jaxenergy import runtime
 from jaxenergy.config import RunConfig
 from jaxenergy.frameworks.inputs import Inputs
 from jaxenergy.frameworks.side import Side
@@ -25,32 +26,37 @@ class JaxSide(Side):
         self.updates_per_call = inputs.facts["updates_per_call"] if variant == "auto" else 1
         self._update = 0
 
+    def before_start(self) -> None:
+        """Nothing: a plan is made with JAX itself."""
+
     def start(self) -> None:
-        """Imports JAX and what an update is made of, and asks for the device."""
+        """Imports JAX, Flax and Optax, and asks for the device."""
         if self._inputs.facts["tf32"] is not None:
             chosen = "tensorfloat32" if self._inputs.facts["tf32"] else "highest"
             os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = chosen
+        import flax.linen
         import jax
+        import optax
 
-        from jaxenergy.training import plan, steps
-
-        self._jax, self._steps, self._make_plan = jax, steps, plan.make_plan
+        del flax, optax  # what the library is built on, and so imports again
+        self._jax = jax
         self._device = jax.devices()[0]
 
     def prepare(self) -> None:
-        """Makes the plan, and the state at the seed's weights."""
+        """Makes the plan; nothing is compiled for it."""
         from jaxenergy import data
+        from jaxenergy.training import plan, steps
 
+        self._steps = steps
         dataset = data.load(self._config.dataset, data_dir=self._config.data_dir)
-        plan = self._make_plan(self._config, dataset, self._device.platform)
-        self._program = plan.program
-        state_key, _ = self._jax.random.split(self._jax.random.key(self._config.seed))
-        # Under one jit, since states that were made eagerly may share buffers and be donated twice.
-        self._state = self._jax.jit(self._steps.make_init(plan.program))(state_key)
-        self._jax.block_until_ready(self._state)
+        self._program = plan.make_plan(self._config, dataset, self._device.platform).program
 
     def load(self) -> None:
-        """Puts the training split and the orders of epochs on the device."""
+        """Puts the training split, the orders of epochs and the weights on the device.
+
+        The state of the optimizer is made by one compiled call, to which the weights are donated,
+        so that none of its buffers is one of theirs.
+        """
         numpy = self._jax.numpy
         train = self._program.dataset.train
         self._split = self._steps.DeviceSplit(
@@ -61,7 +67,11 @@ class JaxSide(Side):
             numpy.asarray(orders[[epoch, (epoch + 1) % len(orders)]])
             for epoch in range(len(orders))
         ]
-        self._jax.block_until_ready((self._split, self._orders))
+        # Copies: what is donated may not be the host's own memory.
+        variables = self._jax.tree.map(numpy.array, dict(self._inputs.variables))
+        make_state = self._steps.make_state_of(self._program, self._config.seed)
+        self._state = self._jax.jit(make_state, donate_argnums=0)(variables)
+        self._jax.block_until_ready((self._split, self._orders, self._state))
 
     def build(self) -> None:
         """Compiles the call."""
@@ -95,7 +105,7 @@ class JaxSide(Side):
         return {
             "version": self._jax.__version__,
             "device": self._device.device_kind,
-            "threads": len(os.sched_getaffinity(0)),
+            "threads": runtime.count_threads(),
             "forms": self._config.forms,
             "matmul_precision": self._jax.config.jax_default_matmul_precision or "default",
             "xla_flags": os.environ.get("XLA_FLAGS", ""),

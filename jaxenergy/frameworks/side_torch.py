@@ -3,6 +3,7 @@
 import os
 from typing import Any, cast
 
+from jaxenergy import runtime
 from jaxenergy.config import RunConfig
 from jaxenergy.frameworks.inputs import Inputs, in_a_row
 from jaxenergy.frameworks.side import Side, read_host_bytes
@@ -26,9 +27,7 @@ class TorchSide(Side):
         self._inputs = inputs
         self._position = 0
 
-    prepares_first = True
-
-    def prepare(self) -> None:
+    def before_start(self) -> None:
         """Makes the plan that the twin is built of; JAX is imported for it."""
         before_bytes = read_host_bytes("VmRSS")
         os.environ["JAX_PLATFORMS"] = "cpu"  # JAX would take most of a GPU's memory
@@ -42,21 +41,37 @@ class TorchSide(Side):
         )
         platform = self._inputs.facts["device"]["platform"]
         self._program = make_plan(self._config, dataset, platform).program
-        after_bytes = read_host_bytes("VmRSS")
-        if before_bytes is not None and after_bytes is not None:
-            self.scaffold_bytes = max(0, after_bytes - before_bytes - data_bytes)
+        self._add_to_scaffold(before_bytes, data_bytes)
 
     def start(self) -> None:
-        """Imports PyTorch, sets threads and precision, wakes the device."""
+        """Imports PyTorch and wakes the device."""
+        import torch
+
+        if self._device == "cuda":
+            torch.zeros((), device="cuda")
+            torch.cuda.synchronize()
+
+    def prepare(self) -> None:
+        """Imports the twin, which looks at the program with JAX, and sets threads and precision."""
+        before_bytes = read_host_bytes("VmRSS")
         from jaxenergy import torch_twin
         from jaxenergy.torch_twin import process
 
+        # What the check finds out by tracing the program is kept for `load`.
+        torch_twin.check_has_twin(self._program)
         self._build_training, self._process = torch_twin.build_training, process
         self._described = process.set_up(
-            threads=len(os.sched_getaffinity(0)),
+            threads=runtime.count_threads(),
             tf32=self._inputs.facts["tf32"],
             device=self._device,
         )
+        self._add_to_scaffold(before_bytes, 0)
+
+    def _add_to_scaffold(self, before_bytes: int | None, data_bytes: int) -> None:
+        """Counts what this process has grown by since then, the data aside."""
+        after_bytes = read_host_bytes("VmRSS")
+        if before_bytes is not None and after_bytes is not None:
+            self.scaffold_bytes += max(0, after_bytes - before_bytes - data_bytes)
 
     @property
     def _device(self) -> str:

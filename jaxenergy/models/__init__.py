@@ -7,7 +7,7 @@ pure: object-graph work at each update would be charged to the optimizer.
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -126,16 +126,41 @@ class Model:
         """The forms that its layers take in training on such batches; nothing is computed."""
         if not self.forms:
             return ()
-        dtype = jnp.int32 if MODELS[self.family].inputs == "tokens" else jnp.float32
-        inputs = jax.ShapeDtypeStruct((batch_size, *self.input_shape), dtype)
         with forms.choose(()) as taken:
-            jax.eval_shape(
-                lambda variables, inputs, key: self.apply(variables, inputs, train=True, key=key),
-                jax.eval_shape(self.init, jax.random.key(0)),
-                inputs,
-                jax.random.key(0),
-            )
+            self._trace(batch_size)
         return tuple(sorted(taken))
+
+    def batch_norm_values(self, batch_size: int) -> dict[str, int]:
+        """How many values of a channel each batch norm sees in such a batch; nothing is computed.
+
+        Args:
+            batch_size: examples of the batch.
+
+        Returns:
+            The numbers by the norms' paths in `params`, with `/` between names.
+        """
+        found: dict[str, int] = {}
+
+        def note(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext):
+            if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+                x = args[0]
+                found["/".join(context.module.path)] = x.size // x.shape[-1]
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            self._trace(batch_size)
+        return found
+
+    def _trace(self, batch_size: int) -> None:
+        """Traces the network in training; no array is made for it."""
+        dtype = jnp.int32 if MODELS[self.family].inputs == "tokens" else jnp.float32
+
+        def apply() -> jax.Array:
+            key = jax.random.key(0)
+            inputs = jnp.zeros((batch_size, *self.input_shape), dtype)
+            return self.apply(self.init(key), inputs, train=True, key=key)[0]
+
+        jax.eval_shape(apply)
 
 
 def build(

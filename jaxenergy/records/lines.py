@@ -63,8 +63,10 @@ def _window_fault(line: dict[str, Any]) -> str | None:
         if line.get(key) is not None and not _is_count(line[key]):
             return f"{key} is {plain_text(line[key], 60)}"
     if "event" in line:
-        if line["event"] == ROLLBACK and not _is_count(line.get("to_update")):
-            return f"to_update is {plain_text(line.get('to_update'), 60)}"
+        if line["event"] == ROLLBACK:
+            for key in ("to_update", *(["evaluated_at"] if "evaluated_at" in line else [])):
+                if not _is_count(line.get(key)):
+                    return f"{key} is {plain_text(line.get(key), 60)}"
         return None
     if not isinstance(line.get("phase"), str):
         return "it has neither phase nor event"

@@ -152,9 +152,10 @@ def label_lines(windows_lines: Iterable[Line]) -> list[tuple[str, Line]]:
     """Gives each line its phase, or `lost` where a later rollback undid its updates.
 
     A line that says where in the training it was (`first_update`) and reaches beyond the update
-    that a later attempt went on from is lost, and so is an evaluation at that very update which was
-    broken off (`steady` is false) and is made anew. Lines without a place (compiling, loading) were
-    spent in their own phase.
+    that a later attempt went on from is lost, and so is an evaluation at that very update which is
+    made anew: one that was broken off (`steady` is false), or that the checkpoint does not know of
+    (it lies beyond `evaluated_at`). Lines without a place (compiling, loading) were spent in their
+    own phase.
 
     Args:
         windows_lines: the lines of `windows.jsonl` in file order.
@@ -168,9 +169,8 @@ def label_lines(windows_lines: Iterable[Line]) -> list[tuple[str, Line]]:
     broken_off: list[int] = []  # positions of training after its attempt's last whole window
     for line in windows_lines:
         if line.get("event") == ROLLBACK:
-            to_update = line["to_update"]
             for position in standing:
-                if _is_undone(lines[position], to_update):
+                if _is_undone(lines[position], line):
                     labels[position] = LOST
             for position in broken_off:
                 labels[position] = LOST
@@ -192,10 +192,12 @@ def _reaches(line: Line) -> int:
     return line["first_update"] + (line.get("updates") or 0)
 
 
-def _is_undone(line: Line, to_update: int) -> bool:
-    """Whether what a line was spent on is done again by a training that goes on from an update."""
-    broken_off = line["phase"] == "eval" and line.get("steady") is False
-    return _reaches(line) >= to_update if broken_off else _reaches(line) > to_update
+def _is_undone(line: Line, rollback: Line) -> bool:
+    """Whether what a line was spent on is done again by a training that was rolled back."""
+    reached, to_update = _reaches(line), rollback["to_update"]
+    if line["phase"] == "eval" and reached == to_update:
+        return line.get("steady") is False or reached > rollback.get("evaluated_at", to_update)
+    return reached > to_update
 
 
 def _count(lines: Iterable[Line], key: str) -> int:

@@ -17,6 +17,9 @@ def set_up(*, threads: int, tf32: bool | None, device: str) -> dict[str, Any]:
         What is in force, as plain JSON.
     """
     torch.set_num_threads(threads)
+    # XLA tries a convolution's algorithms on the device before it takes one; with this, so does
+    # PyTorch, in its first call. Else it guesses.
+    torch.backends.cudnn.benchmark = True
     if tf32 is not None:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
@@ -29,6 +32,7 @@ def set_up(*, threads: int, tf32: bool | None, device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_tf32": torch.backends.cudnn.allow_tf32 if device == "cuda" else None,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if device == "cuda" else None,
     }
 
 

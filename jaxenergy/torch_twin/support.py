@@ -1,11 +1,13 @@
 """Which programs have a twin in PyTorch; what has none is refused with the list of what has."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
 from jaxenergy.errors import UsageError, unknown_value
+from jaxenergy.models import Model
 from jaxenergy.optimizers import Optimizer
 from jaxenergy.torch_twin.activations import ACTIVATIONS
 from jaxenergy.torch_twin.models import FAMILIES
@@ -49,14 +51,35 @@ def check_has_twin(program: Program) -> None:
             " Leave it out."
         )
     _check_optimizer(program.optimizer)
-    if OPTIMIZERS[program.optimizer.name].make_for_others is not None:
-        params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-        if any(leaf.ndim == 4 for leaf in jax.tree.leaves(params)):
-            raise UsageError(
-                f"--optimizer={program.optimizer.name} has no twin in PyTorch for networks with"
-                " convolutions: its own takes matrices alone. Give another network, e.g."
-                " --model=mlp."
-            )
+    if OPTIMIZERS[program.optimizer.name].make_for_others is not None and _has_convolutions(model):
+        raise UsageError(
+            f"--optimizer={program.optimizer.name} has no twin in PyTorch for networks with"
+            " convolutions: its own takes matrices alone. Give another network, e.g."
+            " --model=mlp."
+        )
+    examples = program.batch_size // program.accumulate
+    if 1 in batch_norm_values(model, examples).values():
+        raise UsageError(
+            f"--batch_size={program.batch_size} with --accumulate={program.accumulate} has no twin"
+            " in PyTorch with norm=batch: a batch norm would see one value of a channel at a time,"
+            " which PyTorch refuses.\nGive a --batch_size of at least"
+            f" {2 * program.accumulate}, or --model_args=norm=layer."
+        )
+
+
+# Both trace the network in JAX, which takes a while; a process that is metered has it done before.
+@functools.cache
+def batch_norm_values(model: Model, examples: int) -> Mapping[str, int]:
+    """How many values of a channel each batch norm sees in so many examples, by its path."""
+    if dict(model.options).get("norm") != "batch":
+        return {}
+    return model.batch_norm_values(examples)
+
+
+@functools.cache
+def _has_convolutions(model: Model) -> bool:
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0)))["params"]
+    return any(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

@@ -18,7 +18,7 @@ from jaxenergy.errors import UsageError, unknown_value
 from jaxenergy.torch_twin import transplant
 from jaxenergy.torch_twin.models import build_network
 from jaxenergy.torch_twin.optimizers import OPTIMIZERS, Rule
-from jaxenergy.torch_twin.support import check_has_twin
+from jaxenergy.torch_twin.support import batch_norm_values, check_has_twin
 from jaxenergy.training.steps import Program
 
 PyTree = Any
@@ -105,7 +105,6 @@ class Training:
         self._indices = torch.zeros(program.batch_size, dtype=torch.int64, device=device)
 
         self.network = build_network(program.model).to(device, self._dtype)
-        self._bindings = transplant.bind(self.network)
         self._set_variance_factors()
         self._bindings = transplant.bind(self.network)
         transplant.load(self._bindings, variables)
@@ -211,32 +210,13 @@ class Training:
             for key, tensors in self.rule.state().items()
         }
 
-    def peak_memory_bytes(self) -> int | None:
-        """The most memory that PyTorch has taken of the GPU; None on the CPU, where none counts."""
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.max_memory_reserved(self.device)
-
     def _set_variance_factors(self) -> None:
         """Tells each batch norm how many values of a channel a micro-batch gives it."""
-        norms = [
-            m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
-        if not norms:
-            return
-
-        def note(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-            count = args[0].numel() // args[0].shape[1]
-            norm.variance_factor = count / (count - 1)  # type: ignore[assignment]
-
-        hooks = [norm.register_forward_pre_hook(note) for norm in norms]
         examples = self.program.batch_size // self.program.accumulate
-        self.network.eval()  # so that nothing is changed by it
-        with torch.no_grad():
-            self.network(self._prepare(self._inputs[:1].expand(examples, -1, -1, -1)))
-        self.network.train()
-        for hook in hooks:
-            hook.remove()
+        values = batch_norm_values(self.program.model, examples)
+        for name, layer in transplant.named_layers(self.network):
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.variance_factor = values[name] / (values[name] - 1)  # type: ignore[assignment]
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         """Stored inputs as the network takes them: images scaled, tokens as they are."""

@@ -161,6 +161,17 @@ def _check_settings(config: RunConfig, task: ControlTask) -> None:
         if given:
             raise UsageError(f"--{name}={given} is not possible {on}.\nAllowed: {allowed}.")
     transitions = task.settings.transitions
+    if config.batch_size == 1:
+        nearest = next((n for n in range(2, transitions + 1) if transitions % n == 0), None)
+        raise UsageError(
+            f"--batch_size=1 is not possible {on}: advantages are taken relative to their "
+            "minibatch's mean, so a single one is 0 and teaches the policy nothing.\nAllowed: "
+            + (
+                "at least 2, with more environments or steps than one."
+                if nearest is None
+                else f"a divisor of {transitions} from {nearest} on. Nearest: {nearest}."
+            )
+        )
     if transitions % config.batch_size:
         raise UsageError(
             f"--batch_size={config.batch_size} does not divide the {transitions} transitions of "

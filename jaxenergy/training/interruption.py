@@ -4,8 +4,9 @@ The training loop asks `Interruption.signum` between compiled calls and ends in 
 closes the window, saves, writes the summary. Python runs signal handlers in the main thread only
 between byte codes, so during a long XLA compilation nothing would happen; a watcher thread, woken
 through the interpreter's wake-up file descriptor, then records the state itself and ends the
-process. A second signal ends it in the same way at once, and a third in any case. Where not even
-the record can be written in time (a disk that hangs), the process ends without it.
+process. A second signal ends it in the same way at once, and a third in any case; the same one
+again within `REPEAT_S` is none, since some programs send each twice. Where not even the record can
+be written in time (a disk that hangs), the process ends without it.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -23,6 +25,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # scheduler kills 30 s after SIGTERM, some 10 s after.
 GRACE_S = 8.0
 RECORD_S = 1.5
+
+# Seconds within which the same signal again is the same wish: GNU timeout sends SIGTERM to its
+# child and then to the whole group, microseconds apart.
+REPEAT_S = 0.5
 
 
 def exit_status(signum: int) -> int:
@@ -58,6 +64,7 @@ class Interruption(contextlib.AbstractContextManager):
         record_s: float = RECORD_S,
     ):
         self.signum: int | None = None
+        self._last: tuple[int, float] | None = None  # the last signal that counted, and when
         self._on_stuck = on_stuck
         self._grace_s = grace_s
         self._record_s = record_s
@@ -112,10 +119,21 @@ class Interruption(contextlib.AbstractContextManager):
 
     def _next_signal(self, timeout_s: float | None) -> int | None:
         """The next signal's number; 0 when the time is up; None once the `with` block is left."""
-        ready, _, _ = select.select([self._read_fd, self._leave_read_fd], [], [], timeout_s)
-        if self._leave_read_fd in ready:
-            return None
-        if not ready:
-            return 0
-        signum = os.read(self._read_fd, 1)[0]
-        return signum if signum in _SIGNALS else self._next_signal(timeout_s)
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+            ready, _, _ = select.select([self._read_fd, self._leave_read_fd], [], [], left_s)
+            if self._leave_read_fd in ready:
+                return None
+            if not ready:
+                return 0
+            signum, now_s = os.read(self._read_fd, 1)[0], time.monotonic()
+            if signum in _SIGNALS and not self._repeats(signum, now_s):
+                self._last = signum, now_s
+                return signum
+
+    def _repeats(self, signum: int, now_s: float) -> bool:
+        """Whether it is the last signal, sent twice."""
+        return (
+            self._last is not None and self._last[0] == signum and now_s - self._last[1] < REPEAT_S
+        )

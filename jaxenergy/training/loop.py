@@ -177,8 +177,7 @@ class Loop:
         while True:
             if self.stop_requested() and update < plan.total_updates:
                 return self._end("preempted", state, update, progress)
-            at_evaluation = update % plan.eval_every == 0 or update == plan.total_updates
-            if at_evaluation and update > progress.evaluated_at:
+            if plan.evaluates_at(update) and update > progress.evaluated_at:
                 evaluation = self.evaluate(state, update, "validation")
                 if evaluation is None:
                     return self._end("preempted", state, update, progress)

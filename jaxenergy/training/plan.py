@@ -58,6 +58,10 @@ class Timetable:
         """The length of a sequence of tokens; None where an example is something else."""
         return None
 
+    def evaluates_at(self, update: int) -> bool:
+        """Whether there is an evaluation after so many updates."""
+        return update % self.eval_every == 0 or update == self.total_updates
+
     def next_boundary(self, update: int) -> int:
         """The update at which the loop must next stand still: evaluation, checkpoint or end."""
         boundaries = [self.total_updates]
@@ -186,7 +190,8 @@ def make_plan(
         frozen=frozen_entries(model, config.trainable),
         multitask=multitask,
     )
-    state = jax.eval_shape(make_init(program), jax.random.key(0))
+    # The key too is made in the trace: a plan computes nothing on the device.
+    state = jax.eval_shape(lambda: make_init(program)(jax.random.key(0)))
     initial = None if read_initial is None else read_initial(model)
     checkpoint_updates, checkpoint_seconds = config.checkpoint_interval()
     # A gradient by example is that of a batch of one, many times over.

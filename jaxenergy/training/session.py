@@ -381,7 +381,10 @@ class _Session:
         with self.ledger.phase("checkpoint"):
             restored = checkpoints.restore(state, self.observer.say, self._fault_of)
         state, progress = (state, Progress()) if restored is None else restored
-        self.folder.append_rollback(progress.update)
+        update, evaluated_at = progress.update, progress.evaluated_at
+        # Saved amid an evaluation, it does not know of one that an attempt has made since.
+        is_due = self.plan.evaluates_at(update) and update > evaluated_at
+        self.folder.append_rollback(update, evaluated_at if is_due else None)
         self.observer.say(f"going on from update {progress.update:,}")
         return state, progress
 

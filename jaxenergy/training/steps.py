@@ -64,7 +64,8 @@ class Program:
         unroll_accumulation: whether micro-batches are unrolled rather than looped over, since a
             convolution inside a rolled loop is slow on the CPU.
         frozen: top-level entries of the parameters that stay as they are: no gradient is computed
-            for them, and the optimizer keeps no state of them.
+            for them, and the optimizer keeps no state of them. Batch norms among them normalise by
+            the batch's statistics all the same and go on averaging these for the evaluation.
         multitask: how several tasks are learned; None where there is one.
     """
 
@@ -99,17 +100,38 @@ def make_init(program: Program) -> Callable[..., TrainState]:
     def init(key: jax.Array, initial: Mapping[str, PyTree] | None = None) -> TrainState:
         params_key, step_key = jax.random.split(key)
         fresh, initial = program.model.init(params_key), initial or {}
-        params = {**fresh["params"], **initial.get("params", {})}
-        return TrainState(
-            params=params,
-            batch_stats={**fresh.get("batch_stats", {}), **initial.get("batch_stats", {})},
-            opt_state=program.optimizer.tx.init(program.trained(params)),
-            key=step_key,
-            update=jnp.zeros((), jnp.int32),
-            position=jnp.zeros((), jnp.int32),
-        )
+        variables = {
+            collection: {**fresh.get(collection, {}), **initial.get(collection, {})}
+            for collection in ("params", "batch_stats")
+        }
+        return _state_of(program, variables, step_key)
 
     return init
+
+
+def make_state_of(program: Program, seed: int) -> Callable[[Mapping[str, PyTree]], TrainState]:
+    """Makes the function from all of a network's variables to the state that a seed's run has then.
+
+    To be called under one jit, like `make_init`; its argument is to be donated.
+    """
+
+    def state_of(variables: Mapping[str, PyTree]) -> TrainState:
+        state_key, _ = jax.random.split(jax.random.key(seed))
+        return _state_of(program, variables, jax.random.split(state_key)[1])
+
+    return state_of
+
+
+def _state_of(program: Program, variables: Mapping[str, PyTree], step_key: jax.Array) -> TrainState:
+    """The state before the first update."""
+    return TrainState(
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=program.optimizer.tx.init(program.trained(variables["params"])),
+        key=step_key,
+        update=jnp.zeros((), jnp.int32),
+        position=jnp.zeros((), jnp.int32),
+    )
 
 
 def make_orders(
