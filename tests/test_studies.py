@@ -467,3 +467,18 @@ def test_undecided_says_how_close_it_was():
     first = judge(STUDIES["depth"], Table(made))[0]
     assert first.verdict == UNDECIDED
     assert "p = " in first.why
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("precision", ["float32", "bfloat16"]), ("forms", ["auto", "plain"]), ("accumulate", [1, 4])],
+)
+def test_what_changes_the_cost_of_an_update_makes_another_set_up(name, values):
+    cells = [
+        {"width": width, "parameters": 10.0**width, name: value}
+        for width in range(1, 4)
+        for value in values
+    ]
+    made = truth.make_runs(np.random.default_rng(0), cells, 3, energy=np.zeros(len(cells)))
+    first, *_ = judge_of("per_update", made)
+    assert first.n == len(cells)

@@ -867,6 +867,18 @@ SCENARIOS = [
     ),
     Scenario(
         "hardware",
+        "machines differ no more than set-ups change places, 20 set-ups",
+        machines(0.2, 0.2, 1.0, 3, 20),
+        {0: never(SUPPORTED)},
+    ),
+    Scenario(
+        "hardware",
+        "machines differ less than set-ups change places, 4 machines of 20 set-ups",
+        machines(0.1, 0.2, 1.0, 4, 20),
+        {0: never(SUPPORTED)},
+    ),
+    Scenario(
+        "hardware",
         "no common order, 3 machines",
         machines(1.0, 1.0, 0.0),
         {1: never(SUPPORTED)},

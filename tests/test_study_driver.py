@@ -48,6 +48,7 @@ def test_the_list_of_studies(tmp_path):
         (["all", "--seeds=0"], "--seeds=0"),
         (["depth", "--from_csv=absent.csv"], "absent.csv"),
         (["hardware", "--machines=absent"], "absent is no folder"),
+        (["hardware", "--machines=.,."], "2 folders are named"),
         (["depth", "--budget=smoke", "--meters=nvml2"], "nvml2"),
         (["depth", "extra"], "'extra' is not a flag"),
     ],

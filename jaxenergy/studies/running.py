@@ -121,11 +121,13 @@ def run(
         The records; none of them where the sweep was stopped, which the same call goes on with.
 
     Raises:
-        UsageError: a run cannot be run here, or a file is of no known layout.
+        UsageError: a run cannot be run here, a file is of no known layout, or two folders of
+            `machines` have one name.
         RunError: runs of different conditions would have to be mixed.
     """
     if request.csv:
         return _judge_csv(request, judged)
+    _machine_names(request.machines)  # refused before the runs, not after them
     (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
     designed = designs(request)
     configs = all_runs(designed)
@@ -254,6 +256,22 @@ def _use_own_cache(out: Path) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def _machine_names(folders: Sequence[Path]) -> list[str]:
+    """What each machine is called: its folder's name.
+
+    Raises:
+        UsageError: two are called the same, and would be taken for one machine.
+    """
+    names = [folder.resolve().name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"--machines: {names.count(name)} folders are named {plain_text(name, 60)}, and a "
+                "machine is called by its folder's name.\nAllowed: a name for each."
+            )
+    return names
+
+
 def _machine_rows(folders: Sequence[Path]) -> list[Row]:
     """The runs of several folders, each marked with its folder's name.
 
@@ -261,8 +279,8 @@ def _machine_rows(folders: Sequence[Path]) -> list[Row]:
         RunError: they are of different protocols.
     """
     rows: list[Row] = []
-    for folder in folders:
-        rows.extend({**row, "machine": folder.name} for row in read_runs(folder))
+    for folder, name in zip(folders, _machine_names(folders), strict=True):
+        rows.extend({**row, "machine": name} for row in read_runs(folder))
     protocols = sorted(
         {str(row.get("config.protocol")) for row in rows if row["state"] == "completed"}
     )
