@@ -98,6 +98,15 @@ def optimizers(update: float, needed: float, points: float = 0.0, seeds: int = 5
     return make
 
 
+def groups_apart(apart: float, noise: float, seeds: int = 3, n: int = 12):
+    """Set-ups of growing cost: every other takes more power, every other pair more time a FLOP."""
+    flops = [truth.FLOPS * 2 ** (k / 2) for k in range(n)]
+    cells = [{"width": k, "compiled.flops_per_update": flops[k]} for k in range(n)]
+    time = np.log(flops) + apart * (np.arange(n) // 2 % 2)
+    energy = time + apart * (np.arange(n) % 2)
+    return lambda rng: truth.make_runs(rng, cells, seeds, energy=energy, time=time, noise=noise)
+
+
 # iterations --------------------------------------------------------------------------------------
 
 
@@ -531,6 +540,18 @@ SCENARIOS = [
     ),
     Scenario(
         "activation",
+        "ReLU 2 % dearer with little scatter, 5 seeds",
+        lambda rng: truth.make_runs(
+            rng,
+            [{"activation": name} for name in ("elu", "gelu", "relu", "tanh")],
+            5,
+            energy=[0.0, 0.0, math.log(1.02), 0.0],
+            noise=0.003,
+        ),
+        {0: never(SUPPORTED), 1: found(0.9, REFUTED)},
+    ),
+    Scenario(
+        "activation",
         "ReLU 15 % dearer per update and twice as dear to the accuracy, 5 seeds",
         activations(1.15, 2.0),
         {0: found(0.9), 1: found(0.8), 2: found(0.9)},
@@ -704,6 +725,19 @@ SCENARIOS = [
         "energy as time^1.2, 3 seeds",
         setups(0.8, 0.1, time_slope=1.2),
         {0: found(0.9)},
+    ),
+    Scenario(
+        "time_is_not_energy",
+        "powers and times per FLOP in two groups 2 % apart, with little scatter, 3 seeds",
+        groups_apart(0.02, noise=0.002),
+        {1: never(SUPPORTED)},
+    ),
+    Scenario(
+        "time_is_not_energy",
+        "times per FLOP in two groups 2 % apart, with little scatter, 3 seeds",
+        groups_apart(0.02, noise=0.002),
+        {2: never(SUPPORTED)},
+        TIME,
     ),
     Scenario(
         "time_is_not_energy",
