@@ -185,6 +185,56 @@ def test_a_factor_is_compared_with_all_else_equal(tmp_path):
     assert groups.find_strata(index_of(tmp_path).runs, "activation") == []
 
 
+OF_ANOTHER_KIND = (
+    {"domains": ("gpu:0", "cpu:package-0")},
+    {"jaxlib": "0.1.1"},
+    {"digest": "sha256:fedcba"},
+    {"device": "another made-up GPU"},
+)
+
+
+@pytest.mark.parametrize("other", OF_ANOTHER_KIND, ids=lambda other: next(iter(other)))
+def test_joules_of_another_kind_are_never_put_together(tmp_path, other):
+    make_run(tmp_path / "sgd", update_j=1.0, accuracy=0.8)
+    make_run(tmp_path / "adam", optimizer="adam", update_j=2.0, accuracy=0.9)
+    make_run(tmp_path / "other", optimizer="adam", seed=1, update_j=5.0, accuracy=0.95, **other)
+    index = index_of(tmp_path)
+    sizes = [len(runs) for runs in groups.comparable(index.runs).values()]
+    assert sizes == [2, 1]
+    (stratum,) = groups.find_strata(index.runs, "optimizer")
+    assert [(level.name, level.mean_j) for level in stratum.levels] == [("sgd", 1.0), ("adam", 2.0)]
+    documents = read_documents(index.documents)
+    figures = {figure.name: figure for figure in make_figures(index, documents, "")}
+    for name in ("phases", "domains"):
+        ours, theirs = figures[name], figures[f"{name}-2"]
+        assert max(row["runs"] for row in ours.rows) == 2
+        assert max(row["runs"] for row in theirs.rows) == 1
+        assert ours.title != theirs.title
+    assert "counting gpu:0" in figures["optimizer"].caption
+    costs = [item.text for item in make_answer(index, documents, Rates()) if item.label == "cost"]
+    assert ["(2 runs)" in text for text in costs] == [True, False]
+    assert costs[0].partition(" J ")[0] != costs[1].partition(" J ")[0]
+
+
+def test_runs_of_other_forms_share_no_level(tmp_path):
+    make_run(tmp_path / "sgd", update_j=1.0)
+    make_run(tmp_path / "adam", optimizer="adam", update_j=2.0)
+    make_run(tmp_path / "formed", optimizer="adam", update_j=1.5, forms=("attention",))
+    (stratum,) = groups.find_strata(index_of(tmp_path).runs, "optimizer")
+    assert [level.runs for level in stratum.levels] == [1, 1]
+
+
+def test_many_kinds_are_told_for_the_largest_few(tmp_path):
+    for number in range(7):
+        make_run(tmp_path / f"r{number}", jaxlib=f"0.{number}")
+    index = index_of(tmp_path)
+    answer = make_answer(index, read_documents(index.documents), Rates())
+    costs = [item.text for item in answer if item.label == "cost"]
+    assert len(costs) == 5
+    assert costs[0].startswith("digits, by jaxlib 0.0: ")
+    assert "3 further sets of runs (simulated)" in costs[-1]
+
+
 def test_documents_are_read_by_their_schema(demo):
     documents = read_documents(index_of(demo).documents)
     (study,) = documents.studies

@@ -112,7 +112,8 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
         ("page", "page"),
     )
     figures = []
-    for (dataset, provenance, device, _), runs in groups.comparable(index.runs).items():
+    for kind, runs in groups.comparable(index.runs).items():
+        dataset, provenance = kind.dataset, kind.provenance
         known = [run for run in runs if groups.accuracy_of(run) is not None]
         if not known:
             continue
@@ -145,10 +146,10 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
                 name=_numbered("accuracy", figures),
                 title=f"Energy against accuracy: {dataset}, {provenance}",
                 caption=(
-                    f"Each mark is a run on {device or 'a device that was not recorded'}; joules"
-                    f" are {provenance}. The line joins the runs that no other beats in both (the"
-                    " Pareto front); what lies below it to the right costs more for less. One run"
-                    " is one draw of its seed: near ties are not settled here."
+                    f"Each mark is a run {_on(kind._asdict())}; joules are {provenance}. The line"
+                    " joins the runs that no other beats in both (the Pareto front); what lies"
+                    " below it to the right costs more for less. One run is one draw of its seed:"
+                    " near ties are not settled here."
                 ),
                 columns=columns,
                 rows=rows,
@@ -227,7 +228,8 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
         ("energy_j", "energy so far (J)"),
         ("accuracy", "validation accuracy"),
     )
-    for (dataset, provenance, _, _), runs in groups.comparable(index.runs).items():
+    for kind, runs in groups.comparable(index.runs).items():
+        dataset, provenance = kind.dataset, kind.provenance
         curved = [run for run in runs if len(run["curve"]) > 1]
         if not curved:
             continue
@@ -258,8 +260,8 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
                 title=f"Energy to accuracy: {dataset}, {provenance}",
                 caption=(
                     "Validation accuracy over the joules spent until then, start-up and compilation"
-                    f" among them; joules are {provenance}. Read across at an accuracy to see what"
-                    " it took."
+                    f" among them, {_on(kind._asdict())}; joules are {provenance}. Read across at"
+                    " an accuracy to see what it took."
                     + (
                         f" Of {len(curved)} runs the {len(shown)} of highest accuracy are drawn."
                         if left_out
@@ -315,14 +317,14 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
 
 
 def make_phases(index: Index, documents: Documents) -> list[Figure]:
-    """Joules by phase, over all runs."""
+    """Joules by phase, over the runs of a kind."""
     del documents
     order = [*PHASES, "lost"]
     return _sums(index, "by_phase", "phases", "Joules by phase", "phase", order)
 
 
 def make_domains(index: Index, documents: Documents) -> list[Figure]:
-    """Joules by domain, over all runs."""
+    """Joules by domain, over the runs of a kind."""
     del documents
     return _sums(index, "by_domain", "domains", "Joules by domain", "domain", [])
 
@@ -340,12 +342,14 @@ def _sums(
         ("unknown", "runs in which it is not known"),
     )
     figures: list[Figure] = []
-    for provenance in PROVENANCE_COLORS:
-        runs = [
-            run
-            for run in index.runs
-            if run["state"] != FOREIGN and run["provenance"] == provenance and run[key]
-        ]
+    kinds = groups.by_kind(run for run in index.runs if run["state"] != FOREIGN and run[key])
+    chosen = [
+        kind
+        for provenance in PROVENANCE_COLORS
+        for kind in [kind for kind in kinds if kind.provenance == provenance][:_MOST_OF_A_KIND]
+    ]
+    for kind in chosen:
+        runs, provenance = kinds[kind], kind.provenance
         sums: dict[str, list] = {}
         for run in runs:
             for part, (joules, error) in run[key].items():
@@ -380,9 +384,10 @@ def _sums(
         figures.append(
             Figure(
                 name=_numbered(name, figures),
-                title=f"{title}, {provenance}",
+                title=f"{title}, {provenance}: {groups.name_kind(kind, chosen)}",
                 caption=(
-                    f"The sum over {_count(len(runs), 'run')}, {provenance}. The interval (95 %) is"
+                    f"The sum over {_count(len(runs), 'run')} {_on(kind._asdict())}, {provenance};"
+                    " runs of another kind are not in it. The interval (95 %) is"
                     " the error of reading the counters at the edges; the sensor's calibration is"
                     " not in it."
                     + (
@@ -503,10 +508,9 @@ def _factor_figure(stratum: groups.Stratum, name: str) -> Figure:
         name=name,
         title=f"Joules per update by {factor}: {shown}",
         caption=(
-            f"{described}; on {shared['device'] or 'a device that was not recorded'}; {provenance}."
-            f" All that changes the cost of an update but the {factor} is the same; seeds, lengths"
-            " and learning rates may differ. The interval (95 %) is that of the mean over runs, or"
-            " within the run where there is one."
+            f"{described}; {_on(shared)}; {provenance}. All that changes the cost of an update but"
+            f" the {factor} is the same; seeds, lengths and learning rates may differ. The interval"
+            " (95 %) is that of the mean over runs, or within the run where there is one."
         ),
         columns=(
             ("level", factor),
@@ -1163,6 +1167,14 @@ def _empty(name: str, title: str, why: str) -> Figure:
 
 def _numbered(name: str, figures: Sequence[Figure]) -> str:
     return name if not figures else f"{name}-{len(figures) + 1}"
+
+
+def _on(shared: Mapping[str, Any]) -> str:
+    """What a kind of runs computed on, with, and which domains were counted, in words."""
+    words = f"on {shared['device'] or 'a device that was not recorded'}"
+    if shared["counted"]:
+        words += f", counting {shared['counted']}"
+    return words + (f", with jaxlib {shared['jaxlib']}" if shared["jaxlib"] else "")
 
 
 def _count(number: int, word: str) -> str:
