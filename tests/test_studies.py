@@ -482,3 +482,24 @@ def test_what_changes_the_cost_of_an_update_makes_another_set_up(name, values):
     made = truth.make_runs(np.random.default_rng(0), cells, 3, energy=np.zeros(len(cells)))
     first, *_ = judge_of("per_update", made)
     assert first.n == len(cells)
+
+
+@pytest.mark.parametrize("quantity", ["energy", "time"])
+def test_starting_is_told_without_compiling_which_only_the_first_run_of_a_length_does(quantity):
+    made = []
+    for seed in range(4):
+        compiling = 40.0 if seed == 0 else 1.0
+        for updates in (500, 1000, 2000, 4000):
+            row = truth.make_row({}, seed, 0.0, 0.0)
+            row |= {"iterations": updates, "updates": updates}
+            whole = 7.0 + 0.01 * updates + compiling
+            row |= {"energy_j.total": whole, "duration_s": whole}
+            row["energy_j.by_phase.compile"] = row["duration_by_phase_s.compile"] = compiling
+            made.append(row)
+    (starting,) = [
+        verdict
+        for verdict in judge_of("iterations", made)
+        if verdict.statement.startswith("Starting takes") and verdict.quantity == quantity
+    ]
+    assert starting.effect == pytest.approx(7.0)
+    assert starting.verdict == SUPPORTED
