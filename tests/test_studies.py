@@ -226,6 +226,46 @@ def test_a_record_has_what_the_report_reads():
     assert "ESTIMATED" in estimated.splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"machine": {"device": "a card"}}, "On a card, main data set `digits`"),
+        ({"dataset": "cifar10"}, "On this machine, main data set `cifar10`"),
+        ({"budget": "full"}, "main data set `digits`, budget `full`"),
+        ({"protocol": 9}, "protocol 9; energy MEASURED"),
+        ({"budget": "csv", "machine": {"files": ["a.csv"]}}, "On a.csv, "),
+    ],
+    ids=["machine", "dataset", "budget", "protocol", "csv"],
+)
+def test_sections_of_unlike_origin_say_their_own(other, said):
+    made = effects("measured")
+    first, second = (
+        {
+            **to_json(
+                STUDIES[name],
+                judge(STUDIES[name], Table(made)),
+                budget="small",
+                provenance="measured",
+                runs=["abc"],
+                command=f"python -m experiments.study {name}",
+                protocol=1,
+                machine={},
+            ),
+            "dataset": "digits",
+        }
+        for name in ("depth", "activation")
+    )
+    one = render_findings([first, second])
+    assert "On this machine, main data set `digits`, budget `small`, protocol 1: " in one
+    assert one.count("On this machine") == 1
+    first["machine"] = {"device": "a CPU"} if "machine" in other else {}
+    text = render_findings([first, {**second, **other}])
+    assert "MEASURED" not in text.splitlines()[0]
+    below = text.partition("## activation")[2]
+    assert said in below
+    assert said not in text.partition("## activation")[0]
+
+
 def test_the_notes_of_the_findings_say_which_statements_they_are_about():
     def verdict(statement, quantity, why):
         return Verdict(statement, UNDECIDED, quantity, 1.0, (0.9, 1.1), "ratio", 5, why)

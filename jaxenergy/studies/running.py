@@ -2,7 +2,7 @@
 
 The runs of all studies are one sweep, in which equal runs are one. The instrument is judged first,
 since it says whether joules may be judged at all. Each study's result is `OUT/studies/NAME.json`,
-written atomically.
+`NAME-csv.json` where others' data were judged, written atomically.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from jaxenergy.studies.probe import run_probe
 from jaxenergy.studies.table import ENERGY, TIME, Quantity, Row, Table
 
 RESULTS_FOLDER = "studies"
+_OF_CSV = "-csv"  # behind a study's name: others' data never take the place of one's own
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Rounds of the instrument's probe, and seconds of each of its four parts.
 _PROBE = {"smoke": (2, 0.2), "small": (8, 1.0), "gpu": (8, 1.5), "full": (20, 3.0)}
@@ -226,6 +227,7 @@ def _record(
         protocol=0 if request.csv else PROTOCOL,
         machine=machine,
     )
+    record["dataset"] = request.csv_dataset if request.csv else request.context.main_dataset
     if study.describe is not None:
         quantities: tuple[Quantity, ...] = (ENERGY, TIME)
         record["details"] = {
@@ -235,7 +237,8 @@ def _record(
 
 
 def _write(out: Path, record: Mapping[str, Any]) -> Path:
-    path = out / RESULTS_FOLDER / f"{record['study']}.json"
+    suffix = _OF_CSV if record["budget"] == "csv" else ""
+    path = out / RESULTS_FOLDER / f"{record['study']}{suffix}.json"
     write_json_atomic(path, record)
     return path
 
@@ -314,7 +317,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         UsageError: there is none.
     """
     found = []
-    for name in STUDIES:
+    for name in (f"{name}{suffix}" for name in STUDIES for suffix in ("", _OF_CSV)):
         path = folder / RESULTS_FOLDER / f"{name}.json"
         record = read_document(path) if path.is_file() else None
         if record is not None and record.get("schema") == SCHEMA:
