@@ -6,16 +6,18 @@ python -m experiments.study optimizer --budget=full --data_dir=DIR
 python -m experiments.study batch_size --from_csv=summary_train.csv,summary_power_v100.csv
 
 NAME is a study's or `all`. Runs that studies share are done once, finished ones never again, and a
-stopped call goes on when it is repeated. Results: OUT/studies/NAME.json.
+stopped call goes on when it is repeated. Results: OUT/studies/NAME.json;
+NAME-csv.json of others' CSV files.
 """
 
+import os
 from pathlib import Path
 
 from absl import flags
 
 from experiments.flags import define_flag, define_run_flags, launch
 from jaxenergy.arguments import COUNT, Argument
-from jaxenergy.errors import UsageError, unknown_value
+from jaxenergy.errors import RunError, UsageError, unknown_value
 
 POSITIONAL = "NAME"
 _BUDGETS = ("smoke", "small", "gpu", "full")
@@ -64,8 +66,10 @@ def run(name: str) -> int:
     from rich.console import Console
 
     from jaxenergy import sweeps
+    from jaxenergy.records.files import reason_of
     from jaxenergy.report import verdicts as report
     from jaxenergy.report.sweep import SweepView
+    from jaxenergy.report.writing import write_text
     from jaxenergy.studies import STUDIES, Context, running
     from jaxenergy.studies.findings import render_findings
 
@@ -100,6 +104,9 @@ def run(name: str) -> int:
         csv=tuple(map(Path, given.from_csv)),
         csv_dataset=given.dataset if given.from_csv else None,
     )
+    findings = Path(given.write_findings) if given.write_findings else None
+    if findings is not None:  # said now, not after the runs
+        _check_writable(findings)
     for folder in request.machines:
         if not folder.is_dir():
             raise UsageError(f"--machines: {folder} is no folder; allowed: folders of runs.")
@@ -117,10 +124,30 @@ def run(name: str) -> int:
         console.print("stopped; the same command goes on")
         return outcome.exit_status
     report.print_totals(outcome.records, request.out / running.RESULTS_FOLDER, console)
-    if given.write_findings:
-        records = running.read_records(request.out)
-        Path(given.write_findings).write_text(render_findings(records, given.preface))
+    if findings is not None:
+        text = render_findings(running.read_records(request.out), given.preface)
+        try:
+            write_text(findings, text)
+        except OSError as error:
+            raise RunError(f"{findings} could not be written: {reason_of(error)}.") from error
     return outcome.exit_status
+
+
+def _check_writable(path: Path) -> None:
+    """Refuses a file that could not be written.
+
+    Raises:
+        UsageError: it is a folder, or its folder is not there or may not be written to.
+    """
+    why = ""
+    if path.is_dir():
+        why = "is a folder"
+    elif not path.parent.is_dir():
+        why = f"cannot be written: no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        why = f"cannot be written: {path.parent} may not be written to"
+    if why:
+        raise UsageError(f"--write_findings={path} {why}.\nAllowed: a file in a folder of yours.")
 
 
 def _command(name: str) -> str:

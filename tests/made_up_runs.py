@@ -58,6 +58,9 @@ def make_run(
     provenance: str = "simulated",
     domains: Sequence[str] = ("gpu:0",),
     device: str = "a made-up GPU",
+    jaxlib: str = "0.9.9",
+    digest: str = "sha256:0123456789abcdef",
+    forms: Sequence[str] = (),
     status: str = "completed",
     why: str = "",
 ) -> None:
@@ -77,6 +80,9 @@ def make_run(
         provenance: of the joules.
         domains: the counted ones; the first takes three quarters.
         device: what it computed on.
+        jaxlib: the version of the compiler.
+        digest: of the data set.
+        forms: those in use.
         status: of the summary; none is written for the empty one.
         why: the reason of a failure.
     """
@@ -164,6 +170,8 @@ def make_run(
             "learning_rate": 0.1,
             "counted_domains": list(domains),
             "provenance": provenance,
+            "forms": list(forms),
+            "dataset": {"source": "made up", "digest": digest},
         },
     }
     mean = {"mean": update_j, "ci95": [0.98 * update_j, 1.02 * update_j], "windows": windows}
@@ -203,6 +211,7 @@ def make_run(
     environment = {
         "recorded_at": "2026-01-01T00:00:00+00:00",
         "python": "3.11",
+        "versions": {"jaxlib": jaxlib},
         "devices": [{"platform": "gpu", "index": 0, "name": device}],
         "meters": [
             {"name": name, "provenance": provenance, "tick_s": 0.001 if place else 0.1}

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import made_up_runs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,6 +194,63 @@ def test_a_factor_is_compared_with_all_else_equal(tmp_path):
     assert groups.find_strata(index_of(tmp_path).runs, "activation") == []
 
 
+OF_ANOTHER_KIND = (
+    {"domains": ("gpu:0", "cpu:package-0")},
+    {"jaxlib": "0.1.1"},
+    {"digest": "sha256:fedcba"},
+    {"device": "another made-up GPU"},
+)
+
+
+@pytest.mark.parametrize("other", OF_ANOTHER_KIND, ids=lambda other: next(iter(other)))
+def test_joules_of_another_kind_are_never_put_together(tmp_path, other):
+    make_run(tmp_path / "sgd", update_j=1.0, accuracy=0.8)
+    make_run(tmp_path / "adam", optimizer="adam", update_j=2.0, accuracy=0.9)
+    make_run(tmp_path / "other", optimizer="adam", seed=1, update_j=5.0, accuracy=0.95, **other)
+    index = index_of(tmp_path)
+    sizes = [len(runs) for runs in groups.comparable(index.runs).values()]
+    assert sizes == [2, 1]
+    (stratum,) = groups.find_strata(index.runs, "optimizer")
+    assert [(level.name, level.mean_j) for level in stratum.levels] == [("sgd", 1.0), ("adam", 2.0)]
+    documents = read_documents(index.documents)
+    figures = {figure.name: figure for figure in make_figures(index, documents, "")}
+    for name in ("phases", "domains"):
+        ours, theirs = figures[name], figures[f"{name}-2"]
+        assert max(row["runs"] for row in ours.rows) == 2
+        assert max(row["runs"] for row in theirs.rows) == 1
+        assert ours.title != theirs.title
+    assert "counting gpu:0" in figures["optimizer"].caption
+    costs = [item.text for item in make_answer(index, documents, Rates()) if item.label == "cost"]
+    assert ["(2 runs)" in text for text in costs] == [True, False]
+    assert costs[0].partition(" J ")[0] != costs[1].partition(" J ")[0]
+
+
+def test_runs_of_other_forms_share_no_level(tmp_path):
+    make_run(tmp_path / "sgd", update_j=1.0)
+    make_run(tmp_path / "adam", optimizer="adam", update_j=2.0)
+    make_run(tmp_path / "formed", optimizer="adam", update_j=1.5, forms=("attention",))
+    (stratum,) = groups.find_strata(index_of(tmp_path).runs, "optimizer")
+    assert [level.runs for level in stratum.levels] == [1, 1]
+
+
+def test_a_depth_that_is_no_number_comes_last(tmp_path):
+    for depth in (10, 4, "four"):
+        make_run(tmp_path / f"{depth}", depth=depth)
+    (stratum,) = groups.find_strata(index_of(tmp_path).runs, "depth")
+    assert [level.name for level in stratum.levels] == ["4", "10", "four"]
+
+
+def test_many_kinds_are_told_for_the_largest_few(tmp_path):
+    for number in range(7):
+        make_run(tmp_path / f"r{number}", jaxlib=f"0.{number}")
+    index = index_of(tmp_path)
+    answer = make_answer(index, read_documents(index.documents), Rates())
+    costs = [item.text for item in answer if item.label == "cost"]
+    assert len(costs) == 5
+    assert costs[0].startswith("digits, by jaxlib 0.0: ")
+    assert "3 further sets of runs (simulated)" in costs[-1]
+
+
 def test_documents_are_read_by_their_schema(demo):
     documents = read_documents(index_of(demo).documents)
     (study,) = documents.studies
@@ -268,6 +327,79 @@ def test_every_bar_has_an_interval_and_every_axis_a_unit(demo):
             if isinstance(axis, dict) and "title" in axis:
                 described = str(axis)
                 assert "J" in described or "updates" in described
+
+
+def test_joules_beside_a_figure_say_where_they_are_from(demo):
+    index = index_of(demo)
+    figures = make_figures(index, read_documents(index.documents), "make it")
+    run = next(run for run in index.runs if run.get("provenance") == "measured")
+    read = read_run(run["folder"])
+    drawn = [figure for figure in figures if figure.spec is not None]
+    for figure in [*drawn, make_power(run, read.windows, read.environment)]:
+        if any("(J)" in heading for _, heading in figure.columns):
+            assert "provenance" in dict(figure.columns), figure.name
+        for row in figure.rows:
+            if any(row.get(key) is not None for key in row if key.endswith("_j")):
+                assert row["provenance"] in ("measured", "estimated", "simulated"), figure.name
+
+
+def crossover_figure(tmp_path, found):
+    """The figure of a comparison whose pair of torch and jax crosses as given."""
+    made_up_runs.make_demo(tmp_path)
+    path = tmp_path / "compare" / "compare.json"
+    document = json.loads(path.read_text())
+    document["models"]["resnet"]["pairs"] = [
+        {"framework": "torch", "reference": "jax", "energy_crossover": found}
+    ]
+    path.write_text(json.dumps(document))
+    documents = read_documents(index_of(tmp_path).documents)
+    figures = make_figures(index_of(tmp_path), documents, "")
+    return next(figure for figure in figures if figure.name == "crossover")
+
+
+@pytest.mark.parametrize(
+    ("found", "drawn", "words"),
+    [
+        ({"updates": 1250.0, "set95": [[1100.0, 1420.0]]}, [(1100, 1420)], "1,100 to 1,420"),
+        ({"updates": 1250.0, "set95": [[400.0, None]]}, [(400, 2500)], "from 400 on, without end"),
+        (
+            {"updates": 1250.0, "set95": [[0.0, 20.0], [900.0, None]]},
+            [(0, 20), (900, 2500)],
+            "0 to 20 or from 900 on",
+        ),
+        ({"updates": 1250.0, "set95": None, "why": "one block"}, [], "updates (no interval)"),
+        ({"updates": None, "set95": [[3e5, None]]}, [], "is not excluded: 95 %: from 300,000 on"),
+        ({"updates": None, "why": "no cold start"}, [], "is not known (no cold start)"),
+        ({"updates": None, "set95": [], "verdict": "never"}, [], "do not cross at any length"),
+    ],
+    ids=["bounded", "unbounded", "two pieces", "no interval", "not excluded", "unknown", "never"],
+)
+def test_a_crossover_is_drawn_and_told_as_far_as_it_is_known(tmp_path, found, drawn, words):
+    figure = crossover_figure(tmp_path, found)
+    pieces = [row for row in figure.rows if row["kind"] == "interval"]
+    assert [(row["low"], row["drawn_high"]) for row in pieces] == drawn
+    assert words in figure.caption
+    assert ("do not cross at any length" in figure.caption) == (found.get("verdict") == "never")
+
+
+def test_a_run_of_many_evaluations_is_thinned_over_its_whole_length(tmp_path):
+    make_run(tmp_path / "a", windows=3000)
+    run = read_run(tmp_path / "a")
+    windows = []
+    for line in run.windows:  # an evaluation behind every window: no neighbours to put together
+        middle = line["end_ns"] - 1_000_000
+        windows.append({**line, "end_ns": middle})
+        if line["phase"] == "train":
+            windows.append({**line, "phase": "eval", "updates": 0, "start_ns": middle})
+    figure = make_power(make_record(run, "a", "a.html"), windows, run.environment)
+    powers = [row for row in figure.rows if row["kind"] == "power"]
+    assert len(powers) <= 1500
+    whole_s = (windows[-1]["end_ns"] - windows[0]["start_ns"]) / 1e9
+    assert powers[-1]["end_s"] == pytest.approx(whole_s)
+    train = [row["start_s"] for row in powers if row["phase"] == "train"]
+    assert max(b - a for a, b in itertools.pairwise(train)) < 0.01 * whole_s
+    assert {row["phase"] for row in powers} == {"input", "compile", "idle", "train", "eval"}
+    assert "left out, evenly" in figure.caption
 
 
 def find_all(value, key):

@@ -226,6 +226,46 @@ def test_a_record_has_what_the_report_reads():
     assert "ESTIMATED" in estimated.splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"machine": {"device": "a card"}}, "On a card, main data set `digits`"),
+        ({"dataset": "cifar10"}, "On this machine, main data set `cifar10`"),
+        ({"budget": "full"}, "main data set `digits`, budget `full`"),
+        ({"protocol": 9}, "protocol 9; energy MEASURED"),
+        ({"budget": "csv", "machine": {"files": ["a.csv"]}}, "On a.csv, "),
+    ],
+    ids=["machine", "dataset", "budget", "protocol", "csv"],
+)
+def test_sections_of_unlike_origin_say_their_own(other, said):
+    made = effects("measured")
+    first, second = (
+        {
+            **to_json(
+                STUDIES[name],
+                judge(STUDIES[name], Table(made)),
+                budget="small",
+                provenance="measured",
+                runs=["abc"],
+                command=f"python -m experiments.study {name}",
+                protocol=1,
+                machine={},
+            ),
+            "dataset": "digits",
+        }
+        for name in ("depth", "activation")
+    )
+    one = render_findings([first, second])
+    assert "On this machine, main data set `digits`, budget `small`, protocol 1: " in one
+    assert one.count("On this machine") == 1
+    first["machine"] = {"device": "a CPU"} if "machine" in other else {}
+    text = render_findings([first, {**second, **other}])
+    assert "MEASURED" not in text.splitlines()[0]
+    below = text.partition("## activation")[2]
+    assert said in below
+    assert said not in text.partition("## activation")[0]
+
+
 def test_the_notes_of_the_findings_say_which_statements_they_are_about():
     def verdict(statement, quantity, why):
         return Verdict(statement, UNDECIDED, quantity, 1.0, (0.9, 1.1), "ratio", 5, why)
@@ -467,3 +507,59 @@ def test_undecided_says_how_close_it_was():
     first = judge(STUDIES["depth"], Table(made))[0]
     assert first.verdict == UNDECIDED
     assert "p = " in first.why
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("precision", ["float32", "bfloat16"]), ("forms", ["auto", "plain"]), ("accumulate", [1, 4])],
+)
+def test_what_changes_the_cost_of_an_update_makes_another_set_up(name, values):
+    cells = [
+        {"width": width, "parameters": 10.0**width, name: value}
+        for width in range(1, 4)
+        for value in values
+    ]
+    made = truth.make_runs(np.random.default_rng(0), cells, 3, energy=np.zeros(len(cells)))
+    first, *_ = judge_of("per_update", made)
+    assert first.n == len(cells)
+
+
+@pytest.mark.parametrize("quantity", ["energy", "time"])
+def test_starting_is_told_without_compiling_which_only_the_first_run_of_a_length_does(quantity):
+    made = []
+    for seed in range(4):
+        compiling = 40.0 if seed == 0 else 1.0
+        for updates in (500, 1000, 2000, 4000):
+            row = truth.make_row({}, seed, 0.0, 0.0)
+            row |= {"iterations": updates, "updates": updates}
+            whole = 7.0 + 0.01 * updates + compiling
+            row |= {"energy_j.total": whole, "duration_s": whole}
+            row["energy_j.by_phase.compile"] = row["duration_by_phase_s.compile"] = compiling
+            made.append(row)
+    (starting,) = [
+        verdict
+        for verdict in judge_of("iterations", made)
+        if verdict.statement.startswith("Starting takes") and verdict.quantity == quantity
+    ]
+    assert starting.effect == pytest.approx(7.0)
+    assert starting.verdict == SUPPORTED
+
+
+def test_an_optimizer_of_which_a_seed_diverges_at_every_rate_is_compared_too():
+    cells = [
+        {"optimizer": name, "learning_rate": rate, "updates": truth.UPDATES}
+        for name in ("sgd", "adam")
+        for rate in (0.1, 1.0)
+    ]
+    needed = np.full(len(cells), math.log(0.3))
+    rng = np.random.default_rng(0)
+    made = truth.make_reaching(rng, cells, 5, energy=np.zeros(4), needed=needed)
+    for row in made:
+        diverged = {0.1: 0, 1.0: 1}[row["config.learning_rate"]]
+        if row["config.optimizer"] == "sgd" and row["config.seed"] == diverged:
+            row |= {"state": "failed", "why": "the training loss became nan within update 3"}
+            row |= {"target.reached_at_update": None, "energy_j.by_phase.train": 1.0, "updates": 3}
+    to_accuracy = judge_of("optimizer", made)[3]
+    assert to_accuracy.statement == "SGD takes less energy to the accuracy than Adam."
+    assert "log-rank p = " in to_accuracy.why
+    assert "nan" not in to_accuracy.why

@@ -50,6 +50,9 @@ def test_the_list_of_studies(tmp_path):
         (["all", "--seeds=0"], "--seeds=0"),
         (["depth", "--from_csv=absent.csv"], "absent.csv"),
         (["hardware", "--machines=absent"], "absent is no folder"),
+        (["hardware", "--machines=.,."], "2 folders are named"),
+        (["depth", "--budget=smoke", "--write_findings=no/f.md"], "no folder no"),
+        (["depth", "--budget=smoke", "--write_findings=."], "--write_findings=. is a folder"),
         (["depth", "--budget=smoke", "--meters=nvml2"], "nvml2"),
         (["depth", "extra"], "'extra' is not a flag"),
     ],
@@ -68,9 +71,13 @@ def test_others_measurements(tmp_path):
     )
     lines = [f"mlp,{s},{d},64,100,measured,{d + 0.01 * s}" for s in range(3) for d in (2, 4, 8)]
     (tmp_path / "runs.csv").write_text("\n".join([header, *lines]))
+    own = tmp_path / "runs/studies/depth.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
     ended = study("depth", "--from_csv=runs.csv", "--write_findings=findings.md", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    record = json.loads((tmp_path / "runs/studies/depth.json").read_text())
+    assert own.read_text() == "{}"
+    record = json.loads((tmp_path / "runs/studies/depth-csv.json").read_text())
     assert record["budget"] == "csv"
     assert record["provenance"] == "measured"
     assert record["verdicts"][0]["verdict"] == "supported"

@@ -117,12 +117,30 @@ def _cost(runs: Sequence[Record], provenance: str, rates: Rates) -> list[Stateme
     if provenance == "none":
         unmetered = f"{_count(len(runs), 'run')} not metered, or without a summary yet."
         return [Statement("cost", unmetered, provenance)]
+    kinds = groups.by_kind(runs)
+    statements = []
+    for kind, some in list(kinds.items())[:_MOST_NAMES]:
+        name = f"{groups.name_kind(kind, kinds)}: " if len(kinds) > 1 else ""
+        statements += _cost_of_kind(some, name, provenance, rates)
+    if (left := len(kinds) - _MOST_NAMES) > 0:
+        text = (
+            f"{_count(left, 'further set')} of runs ({provenance}) of another data set, device or"
+            " the like: each run is in the table."
+        )
+        statements.append(Statement("cost", text, provenance))
+    return statements
+
+
+def _cost_of_kind(
+    runs: Sequence[Record], name: str, provenance: str, rates: Rates
+) -> list[Statement]:
+    """What runs of one kind cost together; only such are added up."""
     known = [run for run in runs if run["energy_j"] is not None]
     unknown = len(runs) - len(known)
     statements = []
     if known:
         total_j = math.fsum(run["energy_j"] for run in known)
-        text = f"{format_si(total_j, 'J')} without idle, {PROVENANCE_MEANING[provenance]}"
+        text = f"{name}{format_si(total_j, 'J')} without idle, {PROVENANCE_MEANING[provenance]}"
         text += f" ({_count(len(known), 'run')})."
         if unknown:
             text += f" Of {_count(unknown, 'further run')} the joules are not known."
@@ -135,9 +153,9 @@ def _cost(runs: Sequence[Record], provenance: str, rates: Rates) -> list[Stateme
             if extras:
                 text += f" At the rates given: {' and '.join(extras)}."
         statements.append(Statement("cost", text, provenance))
-        statements.append(Statement("how sure", _sureness(known, provenance), provenance))
+        statements.append(Statement("how sure", name + _sureness(known, provenance), provenance))
     elif unknown:
-        text = f"Of {_count(unknown, 'run')} ({provenance}) the joules are not known."
+        text = f"{name}Of {_count(unknown, 'run')} ({provenance}) the joules are not known."
         statements.append(Statement("cost", text, provenance))
     return statements
 
@@ -171,7 +189,8 @@ def _sureness(runs: Sequence[Record], provenance: str) -> str:
 def _best(index: Index) -> list[Statement]:
     """The most accurate run, and the cheapest within a point of it, of the largest set of runs."""
     statements = []
-    for (dataset, provenance, _, _), runs in list(groups.comparable(index.runs).items())[:2]:
+    kinds = groups.comparable(index.runs)
+    for kind, runs in list(kinds.items())[:2]:
         front = groups.pareto_front(runs)
         if not front:
             continue
@@ -179,15 +198,15 @@ def _best(index: Index) -> list[Statement]:
         best = groups.accuracy_of(top) or 0.0
         near = next(run for run in front if (groups.accuracy_of(run) or 0.0) >= best - 0.01)
         text = (
-            f"{dataset}: {best:.2%} by {_short(top)} for {format_si(top['energy_j'], 'J')}"
-            f" ({provenance})"
+            f"{groups.name_kind(kind, kinds)}: {best:.2%} by {_short(top)} for"
+            f" {format_si(top['energy_j'], 'J')} ({kind.provenance})"
         )
         if near is not top:
             text += (
                 f"; within a point of it the cheapest is {_short(near)},"
                 f" {groups.accuracy_of(near):.2%} for {format_si(near['energy_j'], 'J')}"
             )
-        statements.append(Statement("best", text + ".", provenance))
+        statements.append(Statement("best", text + ".", kind.provenance))
     return statements
 
 

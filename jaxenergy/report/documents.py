@@ -129,7 +129,9 @@ class Pair:
         time_ratio: of seconds per update.
         power_ratio: of mean power.
         crossover: the updates from which one has cost less than the other; None where they do not
-            cross.
+            cross. Its ends are None unless the 95 % set is one bounded interval.
+        set95: the intervals of updates that may be the crossover, an end of None being infinity;
+            None where that is not known.
         verdict: `crosses`, `never` or `undecided`.
         cheaper_at_once: which is cheaper in a training of no updates, where that is sure.
         cheaper_at_last: which is cheaper in the long run, likewise.
@@ -141,9 +143,19 @@ class Pair:
     time_ratio: Known
     power_ratio: Known
     crossover: Known
+    set95: list[tuple[float, float | None]] | None
     verdict: str
     cheaper_at_once: str
     cheaper_at_last: str
+
+    def tell_set(self) -> str:
+        """Which updates may be the crossover, in words."""
+        if not self.set95:
+            return "no interval"
+        return "95 %: " + " or ".join(
+            f"from {low:,.0f} on, without end" if high is None else f"{low:,.0f} to {high:,.0f}"
+            for low, high in self.set95
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,8 +345,8 @@ def _read_framework(name: str, side: Mapping[str, Any]) -> Framework:
 
 def _read_pair(pair: Mapping[str, Any]) -> Pair:
     crossover = _table(pair.get("energy_crossover"))
-    sets = crossover.get("set95")
-    ends: Any = sets[0] if isinstance(sets, list) and len(sets) == 1 else None
+    sets = _set(crossover.get("set95"))
+    ends: Any = list(sets[0]) if sets is not None and len(sets) == 1 else None
     return Pair(
         framework=_text(pair.get("framework")),
         reference=_text(pair.get("reference")),
@@ -342,6 +354,7 @@ def _read_pair(pair: Mapping[str, Any]) -> Pair:
         time_ratio=_known(pair.get("time_ratio"), "ratio"),
         power_ratio=_known(pair.get("power_ratio"), "ratio"),
         crossover=_known({**crossover, "ci95": ends}, "updates"),
+        set95=sets,
         verdict=_text(crossover.get("verdict")) or "undecided",
         cheaper_at_once=_text(crossover.get("cheaper_without_updates")),
         cheaper_at_last=_text(crossover.get("cheaper_in_the_long_run")),
@@ -352,6 +365,14 @@ def _known(value: Any, key: str = "mean") -> Known:
     table = _table(value)
     low, high = _ends(table.get("ci95"))
     return Known(_number(table.get(key)), low, high, _text(table.get("why")))
+
+
+def _set(value: Any) -> list[tuple[float, float | None]] | None:
+    """Intervals whose upper end may be infinite, that is null; None where it is anything else."""
+    if not isinstance(value, list):
+        return None
+    pieces = [(low, high) for low, high in map(_ends, value) if low is not None]
+    return pieces if len(pieces) == len(value) else None
 
 
 def _command(value: Any) -> str:

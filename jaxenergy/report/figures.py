@@ -18,7 +18,7 @@ from typing import Any
 from jaxenergy.records.schema import FOREIGN, PHASES
 from jaxenergy.records.summary import label_lines
 from jaxenergy.report import groups
-from jaxenergy.report.documents import Comparison, Documents, Framework
+from jaxenergy.report.documents import Comparison, Documents, Framework, Pair
 from jaxenergy.report.groups import FACTORS
 from jaxenergy.report.index import Index
 from jaxenergy.report.style import (
@@ -112,7 +112,8 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
         ("page", "page"),
     )
     figures = []
-    for (dataset, provenance, device, _), runs in groups.comparable(index.runs).items():
+    for kind, runs in groups.comparable(index.runs).items():
+        dataset, provenance = kind.dataset, kind.provenance
         known = [run for run in runs if groups.accuracy_of(run) is not None]
         if not known:
             continue
@@ -145,10 +146,10 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
                 name=_numbered("accuracy", figures),
                 title=f"Energy against accuracy: {dataset}, {provenance}",
                 caption=(
-                    f"Each mark is a run on {device or 'a device that was not recorded'}; joules"
-                    f" are {provenance}. The line joins the runs that no other beats in both (the"
-                    " Pareto front); what lies below it to the right costs more for less. One run"
-                    " is one draw of its seed: near ties are not settled here."
+                    f"Each mark is a run {_on(kind._asdict())}; joules are {provenance}. The line"
+                    " joins the runs that no other beats in both (the Pareto front); what lies"
+                    " below it to the right costs more for less. One run is one draw of its seed:"
+                    " near ties are not settled here."
                 ),
                 columns=columns,
                 rows=rows,
@@ -226,8 +227,10 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
         ("update", "update"),
         ("energy_j", "energy so far (J)"),
         ("accuracy", "validation accuracy"),
+        ("provenance", "joules are"),
     )
-    for (dataset, provenance, _, _), runs in groups.comparable(index.runs).items():
+    for kind, runs in groups.comparable(index.runs).items():
+        dataset, provenance = kind.dataset, kind.provenance
         curved = [run for run in runs if len(run["curve"]) > 1]
         if not curved:
             continue
@@ -242,6 +245,7 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
                 "update": update,
                 "energy_j": joules,
                 "accuracy": accuracy,
+                "provenance": provenance,
                 "page": f"runs/{run['page']}",
             }
             for run in shown
@@ -258,8 +262,8 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
                 title=f"Energy to accuracy: {dataset}, {provenance}",
                 caption=(
                     "Validation accuracy over the joules spent until then, start-up and compilation"
-                    f" among them; joules are {provenance}. Read across at an accuracy to see what"
-                    " it took."
+                    f" among them, {_on(kind._asdict())}; joules are {provenance}. Read across at"
+                    " an accuracy to see what it took."
                     + (
                         f" Of {len(curved)} runs the {len(shown)} of highest accuracy are drawn."
                         if left_out
@@ -315,14 +319,14 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
 
 
 def make_phases(index: Index, documents: Documents) -> list[Figure]:
-    """Joules by phase, over all runs."""
+    """Joules by phase, over the runs of a kind."""
     del documents
     order = [*PHASES, "lost"]
     return _sums(index, "by_phase", "phases", "Joules by phase", "phase", order)
 
 
 def make_domains(index: Index, documents: Documents) -> list[Figure]:
-    """Joules by domain, over all runs."""
+    """Joules by domain, over the runs of a kind."""
     del documents
     return _sums(index, "by_domain", "domains", "Joules by domain", "domain", [])
 
@@ -338,14 +342,17 @@ def _sums(
         ("share", "share"),
         ("runs", "runs"),
         ("unknown", "runs in which it is not known"),
+        ("provenance", "joules are"),
     )
     figures: list[Figure] = []
-    for provenance in PROVENANCE_COLORS:
-        runs = [
-            run
-            for run in index.runs
-            if run["state"] != FOREIGN and run["provenance"] == provenance and run[key]
-        ]
+    kinds = groups.by_kind(run for run in index.runs if run["state"] != FOREIGN and run[key])
+    chosen = [
+        kind
+        for provenance in PROVENANCE_COLORS
+        for kind in [kind for kind in kinds if kind.provenance == provenance][:_MOST_OF_A_KIND]
+    ]
+    for kind in chosen:
+        runs, provenance = kinds[kind], kind.provenance
         sums: dict[str, list] = {}
         for run in runs:
             for part, (joules, error) in run[key].items():
@@ -372,6 +379,7 @@ def _sums(
                     "share": joules / total if total > 0 and known else None,
                     "runs": known,
                     "unknown": unknown,
+                    "provenance": provenance,
                 }
             )
         missing = sum(row["unknown"] for row in rows)
@@ -380,9 +388,10 @@ def _sums(
         figures.append(
             Figure(
                 name=_numbered(name, figures),
-                title=f"{title}, {provenance}",
+                title=f"{title}, {provenance}: {groups.name_kind(kind, chosen)}",
                 caption=(
-                    f"The sum over {_count(len(runs), 'run')}, {provenance}. The interval (95 %) is"
+                    f"The sum over {_count(len(runs), 'run')} {_on(kind._asdict())}, {provenance};"
+                    " runs of another kind are not in it. The interval (95 %) is"
                     " the error of reading the counters at the edges; the sensor's calibration is"
                     " not in it."
                     + (
@@ -476,6 +485,7 @@ def _factor_figure(stratum: groups.Stratum, name: str) -> Figure:
             "drawn_low_j": max(level.low_j, 0.0),
             "runs": level.runs,
             "interval": level.interval,
+            "provenance": provenance,
         }
         for level in stratum.levels
     ]
@@ -503,10 +513,9 @@ def _factor_figure(stratum: groups.Stratum, name: str) -> Figure:
         name=name,
         title=f"Joules per update by {factor}: {shown}",
         caption=(
-            f"{described}; on {shared['device'] or 'a device that was not recorded'}; {provenance}."
-            f" All that changes the cost of an update but the {factor} is the same; seeds, lengths"
-            " and learning rates may differ. The interval (95 %) is that of the mean over runs, or"
-            " within the run where there is one."
+            f"{described}; {_on(shared)}; {provenance}. All that changes the cost of an update but"
+            f" the {factor} is the same; seeds, lengths and learning rates may differ. The interval"
+            " (95 %) is that of the mean over runs, or within the run where there is one."
         ),
         columns=(
             ("level", factor),
@@ -515,6 +524,7 @@ def _factor_figure(stratum: groups.Stratum, name: str) -> Figure:
             ("high_j", "95 % high (J)"),
             ("runs", "runs"),
             ("interval", "interval over"),
+            ("provenance", "joules are"),
         ),
         rows=rows,
         spec={
@@ -569,7 +579,9 @@ def make_power(
     Returns:
         The figure.
     """
-    lines = _thin([line for _, line in label_lines(windows)])
+    every = [line for _, line in label_lines(windows)]
+    lines = _thin(every)
+    undrawn = sum(_length_ns(line) for line in every) - sum(_length_ns(line) for line in lines)
     labels = _labels(windows, lines)
     rows: list[Row] = []
     origin: dict[Any, int] = {}
@@ -605,6 +617,7 @@ def make_power(
                     "high_w": power_w + half_w,
                     "energy_j": joules,
                     "updates": line.get("updates"),
+                    "provenance": _provenance(line, domain) or record["provenance"],
                 }
             )
         for domain, instants in _ticks(line).items():
@@ -629,6 +642,12 @@ def make_power(
         caption=(
             f"Mean power of each window or phase with its interval (95 %), {record['provenance']};"
             " phases are shaded; what of an interval reaches beyond the frame is in the data. "
+            + (
+                f"There are too many lines to draw: {format_si(undrawn / NS_PER_S, 's')} of the run"
+                " are left out, evenly. "
+                if undrawn > 0
+                else ""
+            )
             + _tick_words(environment, domains, ticks)
         ),
         columns=(
@@ -641,6 +660,7 @@ def make_power(
             ("high_w", "95 % high (W)"),
             ("energy_j", "energy (J)"),
             ("updates", "updates"),
+            ("provenance", "joules are"),
         ),
         rows=rows,
         command=record["command"],
@@ -793,7 +813,11 @@ def _tick_words(environment: Mapping[str, Any] | None, domains: Sequence[str], d
 
 
 def _thin(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """As many lines as can be drawn: neighbours of the same phase are added up."""
+    """As many lines as can be drawn: neighbours of the same phase are added up.
+
+    Where phases alternate and there are no such neighbours, each phase is thinned evenly over the
+    run, those of fewest lines the least.
+    """
     lines = list(lines)
     if len(lines) <= _MOST_WINDOWS:
         return lines
@@ -814,7 +838,28 @@ def _thin(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         else:
             thinned.append(line)
             counts.append(1)
-    return thinned[:_MOST_WINDOWS]
+    if len(thinned) <= _MOST_WINDOWS:
+        return thinned
+    places: dict[str, list[int]] = {}
+    for place, line in enumerate(thinned):
+        places.setdefault(line["phase"], []).append(place)
+    kept: list[int] = []
+    for number, some in enumerate(sorted(places.values(), key=len)):
+        quota = max(1, (_MOST_WINDOWS - len(kept)) // (len(places) - number))
+        count = min(len(some), quota)
+        kept += [some[round(i * (len(some) - 1) / max(count - 1, 1))] for i in range(count)]
+    return [thinned[place] for place in sorted(kept)]
+
+
+def _provenance(line: Mapping[str, Any], domain: str) -> str | None:
+    """The provenance of a domain's joules, as the line gives it."""
+    given = line.get("provenance")
+    found = given.get(domain) if isinstance(given, dict) else None
+    return found if found in PROVENANCE_COLORS else None
+
+
+def _length_ns(line: Mapping[str, Any]) -> int:
+    return line["end_ns"] - line["start_ns"]
 
 
 def _errors(line: Mapping[str, Any]) -> dict[str, float]:
@@ -895,6 +940,7 @@ def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str)
             "fixed_j": side.fixed_j.value,
             "training_j": side.training_j.value,
             "processes": side.processes,
+            "provenance": provenance,
         }
         for side in sides
     ]
@@ -917,6 +963,7 @@ def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str)
             ("fixed_j", "start-up and compilation (J)"),
             ("training_j", "whole training (J)"),
             ("processes", "processes"),
+            ("provenance", "joules are"),
         ),
         rows=rows,
         command=comparison.command,
@@ -967,7 +1014,9 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
     ]
     if len(sides) < 2:
         return None
-    crossings = [pair for pair in comparison.pairs if pair.crossover.value is not None]
+    lines = {side: (fixed_j, update_j) for side, fixed_j, update_j in sides}
+    pairs = [p for p in comparison.pairs if p.framework in lines and p.reference in lines]
+    crossings = [pair for pair in pairs if pair.crossover.value is not None]
     lengths = [pair.crossover.value or 0.0 for pair in crossings] + [comparison.updates or 0]
     longest = max(10.0, 1.25 * max(lengths))
     names = [side for side, _, _ in sides]
@@ -977,27 +1026,40 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
             "framework": side,
             "updates": longest * part / 40,
             "energy_j": fixed_j + update_j * longest * part / 40,
+            "provenance": provenance,
         }
         for side, fixed_j, update_j in sides
         for part in range(41)
     ]
-    lines = {side: (fixed_j, update_j) for side, fixed_j, update_j in sides}
     for pair in crossings:
-        if pair.framework not in lines:
-            continue
         fixed_j, update_j = lines[pair.framework]
         at = pair.crossover.value or 0.0
+        told: Row = {
+            "framework": f"{pair.framework} and {pair.reference}",
+            "energy_j": fixed_j + update_j * at,
+            "provenance": provenance,
+        }
         rows.append(
             {
+                **told,
                 "kind": "crossover",
-                "framework": f"{pair.framework} and {pair.reference}",
                 "updates": at,
-                "low": pair.crossover.low,
-                "high": min(pair.crossover.high, longest) if pair.crossover.high else None,
-                "energy_j": fixed_j + update_j * at,
+                "interval": pair.tell_set(),
                 "verdict": pair.verdict,
             }
         )
+        # A piece without an upper end is drawn to the edge; one beyond the edge is in words only.
+        rows += [
+            {
+                **told,
+                "kind": "interval",
+                "low": low,
+                "high": high,
+                "drawn_high": longest if high is None else min(high, longest),
+            }
+            for low, high in pair.set95 or ()
+            if low < longest
+        ]
     axis = {
         "field": "updates",
         "type": "quantitative",
@@ -1006,23 +1068,24 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
         "scale": {"nice": False},
     }
     joules = _joules_axis("energy_j", f"energy of the training, {provenance}")
-    crossing = [{"filter": "datum.kind == 'crossover'"}]
     return Figure(
         name=name,
         title=f"Energy of a whole training by its length: {comparison.model}",
         caption=(
             "Start-up and compilation, and the updates on top. Where two lines cross (marked, with"
-            " its 95 % interval) the one that was dearer becomes the cheaper."
-            + ("" if crossings else " These do not cross at any length.")
+            " its 95 % interval, which goes to the edge where it has no end) the dearer becomes the"
+            " cheaper. " + " ".join(map(_crossing_words, pairs))
         ),
         columns=(
             ("kind", "what"),
             ("framework", "framework"),
             ("updates", "updates"),
             ("energy_j", "energy (J)"),
+            ("interval", "95 % interval (updates)"),
             ("low", "95 % low (updates)"),
             ("high", "95 % high (updates)"),
             ("verdict", "verdict"),
+            ("provenance", "joules are"),
         ),
         rows=rows,
         command=comparison.command,
@@ -1056,16 +1119,16 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
                     },
                 },
                 {
-                    "transform": crossing,
+                    "transform": [{"filter": "datum.kind == 'interval'"}],
                     "mark": {"type": "rule", "color": INK, "strokeWidth": 1.5},
                     "encoding": {
                         "x": {"field": "low", "type": "quantitative"},
-                        "x2": {"field": "high"},
+                        "x2": {"field": "drawn_high"},
                         "y": joules,
                     },
                 },
                 {
-                    "transform": crossing,
+                    "transform": [{"filter": "datum.kind == 'crossover'"}],
                     "mark": {"type": "point", "filled": True, "color": INK, "size": 70},
                     "encoding": {
                         "x": axis,
@@ -1073,8 +1136,7 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
                         "tooltip": [
                             {"field": "framework", "title": "crossing of"},
                             _tip("updates", "updates", ",.0f"),
-                            _tip("low", "95 % low", ",.0f"),
-                            _tip("high", "95 % high", ",.0f"),
+                            {"field": "interval", "title": "95 % interval (updates)"},
                             {"field": "verdict", "title": "verdict"},
                         ],
                     },
@@ -1082,6 +1144,18 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
             ],
         },
     )
+
+
+def _crossing_words(pair: Pair) -> str:
+    """A sentence on where two frameworks cross, as far as it is known."""
+    both = f"{pair.framework} and {pair.reference}"
+    if pair.crossover.value is not None:
+        return f"{both}: at {pair.crossover.value:,.0f} updates ({pair.tell_set()})."
+    if pair.verdict == "never":
+        return f"{both} do not cross at any length."
+    if pair.set95:
+        return f"{both}: the means do not cross, but a crossing is not excluded: {pair.tell_set()}."
+    return f"{both}: whether they cross is not known ({pair.crossover.why or 'no reason given'})."
 
 
 FIGURES: tuple[tuple[str, Callable[[Index, Documents], list[Figure]]], ...] = (
@@ -1163,6 +1237,14 @@ def _empty(name: str, title: str, why: str) -> Figure:
 
 def _numbered(name: str, figures: Sequence[Figure]) -> str:
     return name if not figures else f"{name}-{len(figures) + 1}"
+
+
+def _on(shared: Mapping[str, Any]) -> str:
+    """What a kind of runs computed on, with, and which domains were counted, in words."""
+    words = f"on {shared['device'] or 'a device that was not recorded'}"
+    if shared["counted"]:
+        words += f", counting {shared['counted']}"
+    return words + (f", with jaxlib {shared['jaxlib']}" if shared["jaxlib"] else "")
 
 
 def _count(number: int, word: str) -> str:

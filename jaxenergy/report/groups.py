@@ -1,13 +1,13 @@
 """Which runs may be compared with each other, and what comparing them gives.
 
-Joules of another device, another protocol, another data set or another provenance are never put
-together: a mean over them says nothing about any of them.
+Joules of another kind (`Kind`) are never put together: a mean or a sum over them says nothing
+about any of them.
 """
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jaxenergy.records.schema import COMPLETED
 
@@ -19,7 +19,56 @@ FACTORS = {
     "activation": ("activation",),
     "depth": ("depth",),
 }
-_CONTEXT = ("provenance", "device", "protocol", "framework")
+
+
+class Kind(NamedTuple):
+    """What runs share whose joules may be put together.
+
+    Attributes:
+        dataset: its name.
+        data: the digest of its content.
+        provenance: of the joules.
+        counted: the domains that are added up.
+        device: what was computed on.
+        protocol: of measuring.
+        jaxlib: the version of the compiler.
+    """
+
+    dataset: str
+    data: str
+    provenance: str
+    counted: str
+    device: str
+    protocol: float | None
+    jaxlib: str
+
+
+def kind_of(run: Record) -> Kind:
+    """The kind of a run's joules."""
+    return Kind(*(run[name] for name in Kind._fields))
+
+
+def by_kind(runs: Iterable[Record]) -> dict[Kind, list[Record]]:
+    """Runs by kind, the kind of most runs first."""
+    kinds: dict[Kind, list[Record]] = {}
+    for run in runs:
+        kinds.setdefault(kind_of(run), []).append(run)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+def name_kind(kind: Kind, among: Collection[Kind]) -> str:
+    """A kind in words: its data set, and all else in which it differs from others."""
+    words = {
+        "device": f"on {kind.device or 'a device that was not recorded'}",
+        "counted": f"counting {kind.counted or 'no domain'}",
+        "jaxlib": f"by jaxlib {kind.jaxlib or 'of no known version'}",
+        "protocol": f"of protocol {kind.protocol}",
+        "data": f"with data of digest {kind.data.removeprefix('sha256:')[:8] or 'unknown'}",
+    }
+    differ = [
+        text for field, text in words.items() if len({getattr(other, field) for other in among}) > 1
+    ]
+    return ", ".join([kind.dataset or "no data set", *differ])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +127,7 @@ def find_strata(runs: Sequence[Record], factor: str) -> list[Stratum]:
         if level is None:
             continue
         shared = {name: value for name, value in run["settings"].items() if name not in free}
-        shared |= {name: run[name] for name in _CONTEXT}
+        shared |= {**kind_of(run)._asdict(), "framework": run["framework"]}
         _, levels = found.setdefault(tuple(shared.items()), (shared, {}))
         # What comes with the factor makes a level of its own: momentum is not plain descent.
         extras = [str(run["settings"][name]) for name in free[1:] if run["settings"].get(name)]
@@ -89,11 +138,20 @@ def find_strata(runs: Sequence[Record], factor: str) -> list[Stratum]:
             made = [make_level(" ".join(map(str, key)), group) for key, group in levels.items()]
             made.sort(key=lambda level: level.mean_j)
             if factor == "depth":
-                made.sort(key=lambda level: float(level.name))
+                made.sort(key=lambda level: _size_of(level.name))
             strata.append(Stratum(factor, shared, made))
     strata.sort(key=lambda stratum: -sum(level.runs for level in stratum.levels))
     strata.sort(key=lambda stratum: -len(stratum.levels))
     return strata
+
+
+def _size_of(name: str) -> float:
+    """The number that a level is named by; others' configs may have anything, which comes last."""
+    try:
+        size = float(name)
+    except ValueError:
+        return math.inf
+    return size if math.isfinite(size) else math.inf
 
 
 def make_level(name: str, runs: Sequence[Record]) -> Level:
@@ -139,11 +197,6 @@ def pareto_front(runs: Sequence[Record]) -> list[Record]:
     return front
 
 
-def comparable(runs: Sequence[Record]) -> dict[tuple, list[Record]]:
+def comparable(runs: Sequence[Record]) -> dict[Kind, list[Record]]:
     """Finished runs by what their joules and accuracies may be compared within."""
-    groups: dict[tuple, list[Record]] = {}
-    for run in runs:
-        if run["state"] == COMPLETED and run["energy_j"] is not None:
-            key = (run["dataset"], run["provenance"], run["device"], run["protocol"])
-            groups.setdefault(key, []).append(run)
-    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+    return by_kind(run for run in runs if run["state"] == COMPLETED and run["energy_j"] is not None)

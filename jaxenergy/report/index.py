@@ -53,7 +53,8 @@ _LONGEST_NAME = 80
 COST_SETTINGS = (
     *("model", "depth", "width", "model_args", "activation"),
     *("optimizer", "optimizer_args", "weight_decay", "clip_norm"),
-    *("batch_size", "accumulate", "augment", "precision", "dataset", "trainable"),
+    *("batch_size", "accumulate", "augment", "precision", "forms", "dataset", "trainable"),
+    *("task_weights", "task_sampling"),
 )
 Record = dict[str, Any]
 
@@ -254,6 +255,9 @@ def make_record(run: Run, relative: str, page: str) -> Record:
         "protocol": _number(config.get("protocol")),
         "framework": _line(config.get("framework")) or "jax",
         "device": _device(environment),
+        "counted": plain_text(" + ".join(domains), 200),
+        "jaxlib": _line(_table(environment.get("versions")).get("jaxlib")),
+        "data": _line(_table(resolved.get("dataset")).get("digest")),
         "recorded_at": _line(environment.get("recorded_at")),
         "model": _line(config.get("model")),
         "dataset": _line(config.get("dataset")),

@@ -44,11 +44,15 @@ def print_overview(report: Report, console: Console) -> None:
         for row in rows:
             pairs.add_row(*(Text(row.get(key, "")) for key, _ in PAIR_COLUMNS))
         console.print(pairs)
-    for (dataset, provenance, device, _), runs in groups.comparable(report.index.runs).items():
+    kinds = groups.comparable(report.index.runs)
+    for kind, runs in kinds.items():
         front = groups.pareto_front(runs)
         if not front:
             continue
-        title = f"{dataset}, {provenance}, {device or 'no device'}: what no run beats in both"
+        title = (
+            f"{groups.name_kind(kind, kinds)}, {kind.provenance}, {kind.device or 'no device'}:"
+            " what no run beats in both"
+        )
         best = _table(title, "run", "accuracy", "energy", "J per update", "optimizer")
         for run in front[-_MOST_RUNS:]:
             best.add_row(

@@ -23,7 +23,7 @@ from jaxenergy.records.schema import COMPLETED, FOREIGN
 from jaxenergy.records.summary import label_lines
 from jaxenergy.report import groups
 from jaxenergy.report.answer import PROVENANCE_MEANING, Rates, Statement
-from jaxenergy.report.documents import Documents, Known, Verdict
+from jaxenergy.report.documents import Documents, Known, Pair, Verdict
 from jaxenergy.report.figures import Figure, make_power
 from jaxenergy.report.index import Index, Record
 from jaxenergy.report.style import CONFIG
@@ -548,7 +548,7 @@ def pair_rows(documents: Documents) -> list[dict[str, str]]:
                     "energy": _show_known(pair.energy_ratio),
                     "time": _show_known(pair.time_ratio),
                     "power": _show_known(pair.power_ratio),
-                    "crossover": _show_known(pair.crossover),
+                    "crossover": _show_crossover(pair),
                     "says": says,
                 }
             )
@@ -561,6 +561,12 @@ def _pairs_table(documents: Documents) -> dict[str, Any]:
         "headings": [heading for _, heading in PAIR_COLUMNS],
         "rows": [[row.get(key, "") for key, _ in PAIR_COLUMNS] for row in pair_rows(documents)],
     }
+
+
+def _show_crossover(pair: Pair) -> str:
+    if pair.set95 and pair.crossover.value is not None:
+        return f"{pair.crossover.value:,.0f} ({pair.tell_set()})"
+    return _show_known(pair.crossover)
 
 
 def _show_known(known: Known) -> str:

@@ -17,7 +17,7 @@ from jaxenergy.studies.table import Blocks, Quantity, Table
 
 
 def test_differ(table: Table, quantity: Quantity) -> Finding:
-    """Whether any two activations differ per update."""
+    """Whether any two activations differ per update, by the margin or more."""
     found = per_update_blocks(table, quantity, "activation")
     need_shape(found, cells=2, of="activations")
     return differ(found, MARGIN, "activation")

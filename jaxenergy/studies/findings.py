@@ -23,7 +23,8 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
     """The document.
 
     Args:
-        records: the studies' files.
+        records: the studies' files. Where they are not all of one machine, data set, budget and
+            protocol, each section says its own.
         preface: what else must be known of how these numbers came about.
 
     Returns:
@@ -31,15 +32,20 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
     """
     provenances = [r["provenance"] for r in records if r["runs"] or r["budget"] == "csv"]
     provenance = max(provenances or ["none"], key=list(_ORIGIN).index)
-    machine = next((r["machine"] for r in records if r["machine"].get("device")), {})
-    where = machine.get("device") or ", ".join(map(str, machine.get("files", ()))) or "this machine"
+    origins = [_origin(record) for record in records]
+    mixed = any(len({origin[key] for origin in origins} - {None}) > 1 for key in origins[0])
+    if mixed:
+        title, where = "of several origins", "Of several origins, which each section tells"
+    else:
+        title = _ORIGIN[provenance]
+        where = _tell_origin(
+            {key: next(filter(None, [o[key] for o in origins]), None) for key in origins[0]}
+        )
     words = Counter(v["verdict"] for r in records for v in r["verdicts"])
     lines = [
-        f"# Findings ({_ORIGIN[provenance]})",
+        f"# Findings ({title})",
         "",
-        f"On {where}, budget `{records[0]['budget']}`, protocol {records[0]['protocol']}: "
-        + ", ".join(f"{words[word]} {word}" for word in VERDICTS)
-        + ". Written by",
+        f"{where}: " + ", ".join(f"{words[word]} {word}" for word in VERDICTS) + ". Written by",
         "",
         "```sh",
         *dict.fromkeys(record["command"] for record in records),
@@ -53,10 +59,12 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
     ]
     if preface:
         lines += [preface, ""]
-    for record in records:
+    for record, origin in zip(records, origins, strict=True):
+        of_csv = " (from CSV)" if record["budget"] == "csv" else ""
+        lines += [f"## {record['study']}{of_csv}", ""]
+        if mixed:
+            lines += [f"{_tell_origin(origin)}; {_ORIGIN[record['provenance']]}.", ""]
         lines += [
-            f"## {record['study']}",
-            "",
             f"{record['claim']} *{record['source']}*",
             "",
             "| | statement | of | verdict | effect (95 %) | n |",
@@ -73,6 +81,31 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
             notes.setdefault(note, []).append(str(number))
         lines += ["", *[f"- {', '.join(rows)} {note}" for note, rows in notes.items()], ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a study's result is from; None for what it does not say."""
+    machine = record["machine"]
+    where = machine.get("device") or ", ".join(map(str, machine.get("files", ()))) or None
+    if machine.get("counted_domains"):
+        where = f"{where} ({', '.join(map(str, machine['counted_domains']))})"
+    if machine.get("jaxlib"):
+        where = f"{where}, jaxlib {machine['jaxlib']}"
+    return {
+        "where": where,
+        "dataset": record.get("dataset"),
+        "budget": record["budget"],
+        "protocol": record["protocol"],
+    }
+
+
+def _tell_origin(origin: Mapping[str, Any]) -> str:
+    """The same in words."""
+    dataset = f", main data set `{origin['dataset']}`" if origin["dataset"] else ""
+    return (
+        f"On {origin['where'] or 'this machine'}{dataset}, budget `{origin['budget']}`, "
+        f"protocol {origin['protocol']}"
+    )
 
 
 def tell_effect(verdict: Mapping[str, Any]) -> str:

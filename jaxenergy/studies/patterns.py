@@ -189,7 +189,7 @@ def u_shape(found: Blocks, what: str, why: str = "") -> Finding:
 
 
 def differ(found: Blocks, margin: float, what: str) -> Finding:
-    """The finding that cells differ; against it speaks that all are equivalent."""
+    """The finding that cells differ by the margin or more; against it, that all are equivalent."""
     values = found.values
     largest = inference.spread(values)
     effect, ci95 = inference.ratio_of(largest)
@@ -199,7 +199,9 @@ def differ(found: Blocks, margin: float, what: str) -> Finding:
         ci95,
         "ratio",
         found.shape[0],
-        max(inference.p_differ(values), inference.p_effect_above(largest, 0.0)),
+        # That they differ at all is tested with all of them; the effect that is told must be as
+        # large as the statement says.
+        max(inference.p_differ(values), inference.p_effect_above(largest, margin)),
         inference.p_all_within(values, margin),
         f"dearest {what}: {_told(found.cells[int(means.argmax())])}, cheapest: "
         f"{_told(found.cells[int(means.argmin())])}",

@@ -10,11 +10,15 @@ import numpy as np
 from jaxenergy.studies import grids, inference
 from jaxenergy.studies.core import Finding, Statement, Study
 from jaxenergy.studies.patterns import need
-from jaxenergy.studies.table import Quantity, Table, blocks
+from jaxenergy.studies.table import Quantity, Table
 
 _MARGIN = 0.1  # of a slope: a tenfold of parameters then changes the cost by a quarter
 _MIN_CELLS = 6
-SETUP = ("dataset", "model", "depth", "width", "batch_size", "optimizer", "activation")
+# What changes the cost of an update; runs that share it are averaged.
+SETUP = (
+    *("dataset", "model", "depth", "width", "batch_size", "optimizer", "activation"),
+    *("accumulate", "precision", "forms"),
+)
 
 
 def _slope(table: Table, quantity: Quantity, constant: float) -> Finding:
@@ -74,5 +78,3 @@ STUDY = Study(
     minimum="six set-ups whose numbers of parameters span a factor of four",
     design=grids.setups,
 )
-
-__all__ = ["SETUP", "STUDY", "blocks"]

@@ -2,7 +2,7 @@
 
 The runs of all studies are one sweep, in which equal runs are one. The instrument is judged first,
 since it says whether joules may be judged at all. Each study's result is `OUT/studies/NAME.json`,
-written atomically.
+`NAME-csv.json` where others' data were judged, written atomically.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from jaxenergy.studies.probe import run_probe
 from jaxenergy.studies.table import ENERGY, TIME, Quantity, Row, Table, has_diverged
 
 RESULTS_FOLDER = "studies"
+_OF_CSV = "-csv"  # behind a study's name: others' data never take the place of one's own
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Rounds of the instrument's probe, and seconds of each of its four parts.
 _PROBE = {"smoke": (2, 0.2), "small": (8, 1.0), "gpu": (8, 1.5), "full": (20, 3.0)}
@@ -121,11 +122,13 @@ def run(
         The records; none of them where the sweep was stopped, which the same call goes on with.
 
     Raises:
-        UsageError: a run cannot be run here, or a file is of no known layout.
+        UsageError: a run cannot be run here, a file is of no known layout, or two folders of
+            `machines` have one name.
         RunError: runs of different conditions would have to be mixed.
     """
     if request.csv:
-        return _judge_csv(request, judged)
+        return _judge_csv(request, judged, observer.say)
+    _machine_names(request.machines)  # refused before the runs, not after them
     (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
     designed = designs(request)
     configs = all_runs(designed)
@@ -227,6 +230,7 @@ def _record(
         protocol=0 if request.csv else PROTOCOL,
         machine=machine,
     )
+    record["dataset"] = request.csv_dataset if request.csv else request.context.main_dataset
     if study.describe is not None:
         quantities: tuple[Quantity, ...] = (ENERGY, TIME)
         record["details"] = {
@@ -236,7 +240,8 @@ def _record(
 
 
 def _write(out: Path, record: Mapping[str, Any]) -> Path:
-    path = out / RESULTS_FOLDER / f"{record['study']}.json"
+    suffix = _OF_CSV if record["budget"] == "csv" else ""
+    path = out / RESULTS_FOLDER / f"{record['study']}{suffix}.json"
     write_json_atomic(path, record)
     return path
 
@@ -257,6 +262,22 @@ def _use_own_cache(out: Path) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def _machine_names(folders: Sequence[Path]) -> list[str]:
+    """What each machine is called: its folder's name.
+
+    Raises:
+        UsageError: two are called the same, and would be taken for one machine.
+    """
+    names = [folder.resolve().name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"--machines: {names.count(name)} folders are named {plain_text(name, 60)}, and a "
+                "machine is called by its folder's name.\nAllowed: a name for each."
+            )
+    return names
+
+
 def _machine_rows(folders: Sequence[Path]) -> list[Row]:
     """The runs of several folders, each marked with its folder's name.
 
@@ -264,8 +285,8 @@ def _machine_rows(folders: Sequence[Path]) -> list[Row]:
         RunError: they are of different protocols.
     """
     rows: list[Row] = []
-    for folder in folders:
-        rows.extend({**row, "machine": folder.name} for row in read_runs(folder))
+    for folder, name in zip(folders, _machine_names(folders), strict=True):
+        rows.extend({**row, "machine": name} for row in read_runs(folder))
     protocols = sorted(
         {str(row.get("config.protocol")) for row in rows if row["state"] == "completed"}
     )
@@ -276,11 +297,20 @@ def _machine_rows(folders: Sequence[Path]) -> list[Row]:
     return rows
 
 
-def _judge_csv(request: Request, judged: Callable[[Mapping[str, Any]], None]) -> Outcome:
+def _judge_csv(
+    request: Request, judged: Callable[[Mapping[str, Any]], None], say: Callable[[str], None]
+) -> Outcome:
     """Judges others' measurements by the same tests."""
-    table = Table(read_csv_rows(request.csv, request.csv_dataset))
+    left_out: list[str] = []
+    table = Table(read_csv_rows(request.csv, request.csv_dataset, left_out.append))
+    for text in left_out:
+        say(text)
     (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
-    machine = {"files": [path.name for path in request.csv], "data set": request.csv_dataset}
+    machine = {
+        "files": [path.name for path in request.csv],
+        "data set": request.csv_dataset,
+        "left out": left_out,
+    }
     records, files = [], []
     for name in request.names:
         study = STUDIES[name]
@@ -299,7 +329,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         UsageError: there is none.
     """
     found = []
-    for name in STUDIES:
+    for name in (f"{name}{suffix}" for name in STUDIES for suffix in ("", _OF_CSV)):
         path = folder / RESULTS_FOLDER / f"{name}.json"
         record = read_document(path) if path.is_file() else None
         if record is not None and record.get("schema") == SCHEMA:

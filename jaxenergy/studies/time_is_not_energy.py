@@ -70,7 +70,7 @@ def test_power(table: Table, quantity: Quantity) -> Finding:
         ci95,
         "ratio",
         n,
-        max(p_for, inference.p_effect_above(largest, 0.0)),
+        max(p_for, inference.p_effect_above(largest, MARGIN)),
         inference.p_all_within(rest, MARGIN),
         f"after energy ~ time^{line.value:.3g}; most: {energy.cells[int(means.argmax())]}, least: "
         f"{energy.cells[int(means.argmin())]}",
