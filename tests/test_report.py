@@ -226,6 +226,13 @@ def test_runs_of_other_forms_share_no_level(tmp_path):
     assert [level.runs for level in stratum.levels] == [1, 1]
 
 
+def test_a_depth_that_is_no_number_comes_last(tmp_path):
+    for depth in (10, 4, "four"):
+        make_run(tmp_path / f"{depth}", depth=depth)
+    (stratum,) = groups.find_strata(index_of(tmp_path).runs, "depth")
+    assert [level.name for level in stratum.levels] == ["4", "10", "four"]
+
+
 def test_many_kinds_are_told_for_the_largest_few(tmp_path):
     for number in range(7):
         make_run(tmp_path / f"r{number}", jaxlib=f"0.{number}")

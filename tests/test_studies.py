@@ -543,3 +543,23 @@ def test_starting_is_told_without_compiling_which_only_the_first_run_of_a_length
     ]
     assert starting.effect == pytest.approx(7.0)
     assert starting.verdict == SUPPORTED
+
+
+def test_an_optimizer_of_which_a_seed_diverges_at_every_rate_is_compared_too():
+    cells = [
+        {"optimizer": name, "learning_rate": rate, "updates": truth.UPDATES}
+        for name in ("sgd", "adam")
+        for rate in (0.1, 1.0)
+    ]
+    needed = np.full(len(cells), math.log(0.3))
+    rng = np.random.default_rng(0)
+    made = truth.make_reaching(rng, cells, 5, energy=np.zeros(4), needed=needed)
+    for row in made:
+        diverged = {0.1: 0, 1.0: 1}[row["config.learning_rate"]]
+        if row["config.optimizer"] == "sgd" and row["config.seed"] == diverged:
+            row |= {"state": "failed", "why": "the training loss became nan within update 3"}
+            row |= {"target.reached_at_update": None, "energy_j.by_phase.train": 1.0, "updates": 3}
+    to_accuracy = judge_of("optimizer", made)[3]
+    assert to_accuracy.statement == "SGD takes less energy to the accuracy than Adam."
+    assert "log-rank p = " in to_accuracy.why
+    assert "nan" not in to_accuracy.why

@@ -138,11 +138,20 @@ def find_strata(runs: Sequence[Record], factor: str) -> list[Stratum]:
             made = [make_level(" ".join(map(str, key)), group) for key, group in levels.items()]
             made.sort(key=lambda level: level.mean_j)
             if factor == "depth":
-                made.sort(key=lambda level: float(level.name))
+                made.sort(key=lambda level: _size_of(level.name))
             strata.append(Stratum(factor, shared, made))
     strata.sort(key=lambda stratum: -sum(level.runs for level in stratum.levels))
     strata.sort(key=lambda stratum: -len(stratum.levels))
     return strata
+
+
+def _size_of(name: str) -> float:
+    """The number that a level is named by; others' configs may have anything, which comes last."""
+    try:
+        size = float(name)
+    except ValueError:
+        return math.inf
+    return size if math.isfinite(size) else math.inf
 
 
 def make_level(name: str, runs: Sequence[Record]) -> Level:

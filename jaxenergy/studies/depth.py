@@ -5,7 +5,7 @@ import numpy as np
 from jaxenergy.studies import grids
 from jaxenergy.studies.core import Finding, Statement, Study
 from jaxenergy.studies.patterns import need, need_shape, per_update_blocks, trend
-from jaxenergy.studies.table import Quantity, Row, Table, setting
+from jaxenergy.studies.table import Quantity, Table, setting
 
 # Numbers of parameters this close count as equal; whole widths allow no closer match.
 _PARAMETERS_AGREE = 0.1
@@ -27,10 +27,6 @@ def test_fixed_width(table: Table, quantity: Quantity) -> Finding:
 
 def test_fixed_parameters(table: Table, quantity: Quantity) -> Finding:
     """Costs per update by depth, for the number of parameters that has most depths."""
-
-    def about(row: Row) -> int:
-        return round(np.log(max(float(row.get("parameters") or 1), 1.0)) / _PARAMETERS_AGREE)
-
     counts = sorted({float(row.get("parameters") or 0) for row in table.rows})
     series = [
         table.where(

@@ -52,13 +52,18 @@ _LAYOUTS = {
 _REACHED_BY = 0.8
 
 
-def read_csv_rows(paths: Sequence[str | Path], dataset: str | None = None) -> list[Row]:
+def read_csv_rows(
+    paths: Sequence[str | Path],
+    dataset: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
     """Reads files of one of the layouts.
 
     Args:
         paths: the files: one table of runs; or Zeus's train and power traces; or epoch_details and
             emissions of the optimizer-energy-study.
         dataset: which of several data sets in the files is meant.
+        say: told what of the files is left out, and why.
 
     Returns:
         Rows as `read_runs` would give them.
@@ -80,10 +85,11 @@ def read_csv_rows(paths: Sequence[str | Path], dataset: str | None = None) -> li
     if any(name.startswith("Zeus") for name in files):
         wanted = ("Zeus, summary_train", "Zeus, summary_power")
         _only(files, wanted)
-        return _zeus(*(_one_dataset(files[name], "dataset", dataset) for name in wanted))
+        train, power = (_one_dataset(files[name], "dataset", dataset) for name in wanted)
+        return _zeus(train, power, say)
     wanted = ("optimizer-energy-study, epoch_details", "optimizer-energy-study, emissions")
     _only(files, wanted)
-    return _optimizers(_one_dataset(files[wanted[0]], "dataset", dataset), files[wanted[1]])
+    return _optimizers(_one_dataset(files[wanted[0]], "dataset", dataset), files[wanted[1]], say)
 
 
 def _read(path: Path) -> tuple[str, list[dict[str, str]]]:
@@ -176,7 +182,9 @@ def _typed(row: Mapping[str, str]) -> Row:
     return typed
 
 
-def _zeus(train: list[dict[str, str]], power: list[dict[str, str]]) -> list[Row]:
+def _zeus(
+    train: list[dict[str, str]], power: list[dict[str, str]], say: Callable[[str], None]
+) -> list[Row]:
     """Zeus's traces: epochs to a metric by run, seconds and watts of an epoch by power limit.
 
     Joules of a run are epochs x seconds x watts at the highest power limit, the card's own.
@@ -234,6 +242,11 @@ def _zeus(train: list[dict[str, str]], power: list[dict[str, str]]) -> list[Row]
             "--from_csv: no run of summary_train has its network, batch size and optimizer in "
             "summary_power."
         )
+    if len(rows) < len(runs):
+        say(
+            f"{len(runs) - len(rows)} of {len(runs)} runs are left out: summary_power lacks their "
+            "network, batch size and optimizer at its highest power limit"
+        )
     return rows
 
 
@@ -242,15 +255,16 @@ def _cell(row: Mapping[str, str]) -> tuple[str, str, str]:
 
 
 def _hardest(runs: Sequence[Mapping[float, float]]) -> float:
-    """The metric that takes most epochs among those that most runs reach."""
+    """The metric that takes most epochs, of the runs that reach it, among those most runs reach."""
     found: dict[float, list[float]] = defaultdict(list)
     for reached in runs:
         for metric, epochs in reached.items():
-            found[metric].append(epochs)
+            if not math.isnan(epochs):
+                found[metric].append(epochs)
     mean = {
-        metric: sum(e for e in epochs if not math.isnan(e)) / len(epochs)
+        metric: sum(epochs) / len(epochs)
         for metric, epochs in found.items()
-        if sum(not math.isnan(e) for e in epochs) >= _REACHED_BY * len(runs)
+        if len(epochs) >= _REACHED_BY * len(runs)
     }
     if not mean:
         raise UsageError(
@@ -259,7 +273,9 @@ def _hardest(runs: Sequence[Mapping[float, float]]) -> float:
     return max(mean, key=lambda metric: mean[metric])
 
 
-def _optimizers(epochs: list[dict[str, str]], emissions: list[dict[str, str]]) -> list[Row]:
+def _optimizers(
+    epochs: list[dict[str, str]], emissions: list[dict[str, str]], say: Callable[[str], None]
+) -> list[Row]:
     """The optimizer-energy-study: accuracy by epoch, and joules of each whole experiment.
 
     The target is the highest validation accuracy, in steps of one per cent, that 80 % of the runs
@@ -306,7 +322,9 @@ def _optimizers(epochs: list[dict[str, str]], emissions: list[dict[str, str]]) -
         raise UsageError(
             "--from_csv: no experiment_id of epoch_details is a project_name of emissions."
         )
+    if len(table) < len(runs):
+        say(
+            f"{len(runs) - len(table)} of {len(runs)} experiments are left out: emissions has no "
+            "project_name of theirs"
+        )
     return table
-
-
-Reader = Callable[[Sequence[str]], list[Row]]

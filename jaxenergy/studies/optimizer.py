@@ -62,10 +62,17 @@ def test_to_accuracy(table: Table, quantity: Quantity) -> Finding:
 
 def _log_rank(table: Table, quantity: Quantity) -> str:
     """The log-rank test beside, which takes censored runs as they are and no blocks."""
+    found = [
+        table.with_target().where(lambda row, name=name: row["config.optimizer"] == name)
+        for name in _PAIR
+    ]
+    costs = [runs.to_accuracy(quantity) for runs in found]
+    every = np.concatenate([cost for cost, _ in costs])
+    # A run that diverged never reaches it: it is censored behind all others.
+    last = float(np.max(every[np.isfinite(every)], initial=0.0))
     groups = []
-    for name in _PAIR:
-        runs = table.with_target().where(lambda row, name=name: row["config.optimizer"] == name)
-        cost, reached = runs.to_accuracy(quantity)
+    for runs, (cost, reached) in zip(found, costs, strict=True):
+        cost = np.minimum(cost, last)
         rates = np.array([str(rate) for rate in runs.settings("learning_rate")])
         tried = sorted(set(rates))
         mean = [float(np.mean(cost[rates == rate])) for rate in tried]

@@ -127,7 +127,7 @@ def run(
         RunError: runs of different conditions would have to be mixed.
     """
     if request.csv:
-        return _judge_csv(request, judged)
+        return _judge_csv(request, judged, observer.say)
     _machine_names(request.machines)  # refused before the runs, not after them
     (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
     designed = designs(request)
@@ -294,11 +294,20 @@ def _machine_rows(folders: Sequence[Path]) -> list[Row]:
     return rows
 
 
-def _judge_csv(request: Request, judged: Callable[[Mapping[str, Any]], None]) -> Outcome:
+def _judge_csv(
+    request: Request, judged: Callable[[Mapping[str, Any]], None], say: Callable[[str], None]
+) -> Outcome:
     """Judges others' measurements by the same tests."""
-    table = Table(read_csv_rows(request.csv, request.csv_dataset))
+    left_out: list[str] = []
+    table = Table(read_csv_rows(request.csv, request.csv_dataset, left_out.append))
+    for text in left_out:
+        say(text)
     (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
-    machine = {"files": [path.name for path in request.csv], "data set": request.csv_dataset}
+    machine = {
+        "files": [path.name for path in request.csv],
+        "data set": request.csv_dataset,
+        "left out": left_out,
+    }
     records, files = [], []
     for name in request.names:
         study = STUDIES[name]
