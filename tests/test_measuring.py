@@ -369,7 +369,7 @@ def made_up_rounds(seconds_and_joules, slowed=()) -> Rounds:
         seconds_and_joules: of each window, by turns; one call each.
         slowed: the numbers of those that were slowed down by heat.
     """
-    meters = steady_power()
+    meters = steady_power(tick_s=0.0)  # whose joules are told where they flow
     (domain,) = meters.counted_domains
     lines, at_ns = [], 0
     for number, (seconds, joules) in enumerate(seconds_and_joules):

@@ -18,6 +18,7 @@ from jaxenergy.energy.windows import (
     net_energy_j,
     relative_window_error,
     updates_per_window,
+    without_lag,
 )
 from jaxenergy.meters.nvml import name_throttle_reasons
 from jaxenergy.stats import Estimate
@@ -105,6 +106,33 @@ def test_edges_of_windows_apart_are_counted_once(adjoining):
     assert np.mean(held) > 0.93
     # Two edges of each run are in the sum. What is too much is of the ends of the whole series.
     assert 0.95 * 2 * runs < np.mean(variances) < 1.05 * (2 * runs + 9)
+
+
+def test_joules_that_a_fast_counter_shows_late_are_put_back():
+    """Turns of 300 W and 80 W for 50 ms, read half a tick of 2 ms late, with fences between."""
+    lag_j = 0.001 * (300 - 80)
+    told = [15.0, 0.0, 4.0 + lag_j, 0.0, 15.0 - lag_j, 0.0, 4.0 + lag_j]
+    lines = make_lines(told)
+    at_ns = 0
+    for line in lines:
+        line["start_ns"], at_ns = at_ns, at_ns + (50_000_000 if line["energy_j"]["d"] else 20_000)
+        line["end_ns"] = at_ns
+    found = [line["energy_j"]["d"] for line in without_lag(lines, {"d": 0.002})]
+    assert found == pytest.approx([15.0, 0.0, 4.0, 0.0, 15.0, 0.0, 4.0], abs=1e-9)
+    assert [line["energy_j"]["d"] for line in lines] == told  # what was written stays
+    assert without_lag(lines, {}) == lines
+    lines[2]["energy_j"]["d"] = None  # after it nothing is known of the power before
+    found = [line["energy_j"]["d"] for line in without_lag(lines, {"d": 0.002})]
+    assert found[2] is None
+    assert found[4] == told[4]
+
+
+@pytest.mark.parametrize("tick_s", [0.001, 0.1])
+def test_intervals_of_windows_by_turns_hold_constant_power_beside_any(tick_s):
+    held, _, _ = attribution.coverage(
+        attribution.DETERMINISTIC["constant"], tick_s, 20, attribution.LOW_W
+    )
+    assert held >= 0.8  # 95 % of 20, less three standard errors
 
 
 def test_domains_are_added():

@@ -22,6 +22,7 @@ from typing import Any
 
 from jaxenergy.energy import windows
 from jaxenergy.energy.ledger import Ledger
+from jaxenergy.energy.timeline import SLOW_TICK_S
 from jaxenergy.energy.windows import LongRun
 from jaxenergy.meters import Meters
 from jaxenergy.stats import Estimate, long_run_ratio
@@ -78,7 +79,13 @@ class Rounds:
 
     def windows_of(self, case: str) -> list[Line]:
         """The windows of a case whose energy is known by now, in the order of time."""
-        finished = (line for line in self.lines if line["phase"] == "train")
+        fast = {
+            domain.name: domain.tick_s
+            for domain in self.meters.domains
+            if domain.counted and 0 < domain.tick_s < SLOW_TICK_S
+        }
+        lines = windows.without_lag(self.lines, fast) if fast else self.lines
+        finished = (line for line in lines if line["phase"] == "train")
         return [line for line, owner in zip(finished, self.order, strict=False) if owner == case]
 
     def first_call_of(self, case: str) -> Line | None:
