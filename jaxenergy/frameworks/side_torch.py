@@ -1,5 +1,6 @@
 """PyTorch in a process of a comparison: the JAX program's twin, with its weights and batches."""
 
+import importlib
 import os
 from typing import Any, cast
 
@@ -45,8 +46,8 @@ class TorchSide(Side):
 
     def start(self) -> None:
         """Imports PyTorch and wakes the device."""
-        import torch
-
+        # By its name: `torch_twin`, which alone imports it, would bring modules of this library.
+        torch = importlib.import_module("torch")
         if self._device == "cuda":
             torch.zeros((), device="cuda")
             torch.cuda.synchronize()
