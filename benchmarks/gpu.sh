@@ -124,6 +124,10 @@ find_python
 for argument; do
   case $argument in
     --fresh) again="call it again, without --fresh, to go on" ;;
+    --seconds)
+      echo "gpu.sh: --seconds needs its number behind an equals sign, e.g. --seconds=580." >&2
+      exit 2
+      ;;
     --seconds=*)
       stage_s=${argument#*=}
       if [[ ! $stage_s =~ ^[1-9][0-9]*$ ]]; then

@@ -106,7 +106,7 @@ def run(name: str) -> int:
     )
     findings = Path(given.write_findings) if given.write_findings else None
     if findings is not None:  # said now, not after the runs
-        _check_writable(findings)
+        _check_writable(findings, request.out)
     for folder in request.machines:
         if not folder.is_dir():
             raise UsageError(f"--machines: {folder} is no folder; allowed: folders of runs.")
@@ -133,8 +133,12 @@ def run(name: str) -> int:
     return outcome.exit_status
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, out: Path) -> None:
     """Refuses a file that could not be written.
+
+    Args:
+        path: the file.
+        out: the folder of the runs, which will be made where it is not there.
 
     Raises:
         UsageError: it is a folder, or its folder is not there or may not be written to.
@@ -142,6 +146,8 @@ def _check_writable(path: Path) -> None:
     why = ""
     if path.is_dir():
         why = "is a folder"
+    elif path.parent.absolute() == out.absolute() and not out.exists():
+        return
     elif not path.parent.is_dir():
         why = f"cannot be written: no folder {path.parent}"
     elif not os.access(path.parent, os.W_OK):

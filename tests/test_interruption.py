@@ -95,7 +95,7 @@ def test_a_signal_that_is_sent_twice_is_one(signum, status):
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="needs GNU timeout")
 def test_a_process_that_timeout_ends_saves():
-    command = ["timeout", "1", sys.executable, "-c", textwrap.dedent(BUSY)]
+    command = ["timeout", "5", sys.executable, "-c", textwrap.dedent(BUSY)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == (b"ready;saved;", 124)
 

@@ -371,6 +371,18 @@ def test_noise_comes_from_the_seed_unless_a_key_is_given(name):
     assert keys({"key": "3"}) == keys({"key": "3"}, seed=4) == keys(seed=3)
 
 
+def test_decay_by_flag_spares_the_vectors_of_a_plug_in_with_a_mask():
+    zeros = jax.tree.map(jnp.zeros_like, ONES)
+    settings = {"total_updates": 2, "learning_rate": 0.5, "schedule": "constant"}
+    for settings_of_decay, spared in (
+        ({"weight_decay": 0.1}, True),
+        ({"args": {"weight_decay": "0.1"}}, False),  # Optax's own meaning
+    ):
+        moved = run(optimizers.build("optax:adamw", **settings, **settings_of_decay), 2, zeros)
+        np.testing.assert_allclose(moved["kernel"][1], 0.5 * 0.95, rtol=1e-6)
+        assert (moved["bias"][1] == moved["bias"][0]).all() == spared
+
+
 def test_clipping_bounds_the_global_norm():
     clipped = optimizers.build(
         "sgd", total_updates=1, learning_rate=1.0, schedule="constant", clip_norm=0.3

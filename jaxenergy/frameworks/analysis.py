@@ -13,7 +13,7 @@ With x_b of one framework and y_b of another in block b, in n blocks:
   energy's ratio is time's times power's, exactly;
 * a training of N updates takes A + N u. The fixed cost A is what a process spends before it is in
   its stride: start-up, compilation and first updates, less what those updates would have taken in
-  steady state. It is told by the processes that compiled anew; u by all;
+  steady state. Both are told by the processes that compiled anew;
 * the crossover is where A_x + N u_x = A_y + N u_y. Its 95 % set holds every N >= 0 at which the
   difference is within t standard errors of zero (Fieller's method), so it may be empty (one is
   cheaper from the first update on), reach to infinity (updates cannot be told apart, or whichever

@@ -21,7 +21,7 @@ REFUSED = "refused"
 FAILED = "failed"
 UNFINISHED = "unfinished"
 
-# Relative, after four updates; rounding makes 1e-5 of it in float32.
+# Relative, after nine updates; rounding makes about 1e-5 of it in float32.
 _SAME_LOSS = {"float32": 1e-3, "bfloat16": 2e-2}
 # Of other programs, from which on a process's times are not its own alone.
 _DISTURBING_CORES = 0.2
@@ -309,7 +309,8 @@ def _why_no_ratio(pairs: Sequence[tuple[float, float]]) -> str | None:
 
 def _crossover_to_json(found: Crossover | None, first: str, second: str) -> dict[str, Any]:
     if found is None:
-        return {"updates": None, "verdict": "undecided", "why": f"{_NO_COLD}, in any block"}
+        why = "no block in which both compiled anew tells this of both"
+        return {"updates": None, "verdict": "undecided", "why": why}
     names = {"first": first, "second": second, None: None}
     told: dict[str, Any] = {
         "updates": found.updates,

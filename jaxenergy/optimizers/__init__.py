@@ -168,7 +168,8 @@ def build(
         weight_decay: decay of parameters of two or more dimensions, as the optimizer has it
             (decoupled, as a hyper-parameter of its own); added to the gradient where it has none
             (L2). None for the optimizer's default. Refused where the optimizer's own decays all
-            parameters: that is an argument of the optimizer alone.
+            parameters: that is an argument of the optimizer alone. A plug-in's own `weight_decay`
+            means what the plug-in makes of it; a `mask`, where it has one, is filled in.
         clip_norm: bound on the global norm of the gradient, before anything else.
         seed: default of the `key` of optimizers that draw noise.
 
@@ -226,7 +227,8 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
     if base is not None:
         arguments = {**arguments, "base": Argument(str, base.name)}
     resolved = read_arguments({**row.defaults, **args}, arguments, "--optimizer_args")
-    transformation = _make(name, row, learning_rate, factor, resolved, base)
+    masked = not is_plug_in or settings.weight_decay is not None
+    transformation = _make(name, row, learning_rate, factor, resolved, base, masked)
     if is_plug_in and searches(_try_plug_in(name, transformation)):
         row = dataclasses.replace(row, mean_iterations=lambda hyper_parameters: None)
     if factor is not None and row.schedule_goes == "after":
@@ -286,7 +288,8 @@ def _before(
     if settings.clip_norm is not None:
         before.append(optax.clip_by_global_norm(settings.clip_norm))
     if settings.weight_decay is not None and own_decay is not None:
-        if not _MASKS.intersection(inspect.signature(row.make).parameters):
+        masked = _MASKS.intersection(inspect.signature(row.make).parameters)
+        if ":" not in name and not masked:  # of a user's function nobody knows
             raise UsageError(
                 f"--weight_decay is not possible with --optimizer={name}, whose own decay takes"
                 f" biases and norms' scales along: give --optimizer_args={own_decay}="
@@ -315,12 +318,13 @@ def _make(
     factor: optax.Schedule | None,
     hyper_parameters: Mapping[str, Any],
     base: Optimizer | None,
+    masked: bool,
 ) -> optax.GradientTransformation:
-    """Calls the optimizer's function."""
+    """Calls the optimizer's function; `masked`: its decay spares vectors unless it is told what."""
     arguments = dict(hyper_parameters)
     parameters = inspect.signature(row.make).parameters
-    if ":" not in name:
-        for mask in _MASKS.intersection(parameters):
+    for mask in _MASKS.intersection(parameters):
+        if masked and arguments.get(mask) is None:
             arguments[mask] = _is_matrix
     if base is not None:
         del arguments["base"]

@@ -19,7 +19,7 @@ from jaxenergy.config import PROTOCOL, RunConfig
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Device, open_meters
 from jaxenergy.sweeps.conditions import Conditions, conditions_of
-from jaxenergy.sweeps.design import Sweep, plan
+from jaxenergy.sweeps.design import Sweep
 
 # Counting operations takes some 0.2 s a set-up; of more set-ups than this, none is counted.
 _MOST_COUNTED = 60
@@ -61,6 +61,33 @@ class Survey:
     startup_s: float
 
 
+def _ask(question: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Any:
+    """The child's answer.
+
+    Raises:
+        UsageError: a config cannot be run; the message says which and why.
+        RunError: the child failed.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-m", "jaxenergy.sweeps.survey"],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **(environment or {})},
+    )
+    try:
+        answer = json.loads(ended.stdout)
+    except ValueError:
+        raise RunError(
+            f"Looking at the machine failed with status {ended.returncode}: "
+            f"{ended.stderr.strip()[-500:] or 'no message'}"
+        ) from None
+    if "refused" in answer:
+        raise UsageError(answer["refused"])
+    return answer
+
+
 def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
     """Checks every config as far as that can be done without running it.
 
@@ -82,31 +109,12 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
     for cell in sweep.cells:
         configs.setdefault(keys[cell.run_id], cell.config)
     question = {
+        "plans": True,
         "machine": machine,
         "configs": {key: dataclasses.asdict(config) for key, config in configs.items()},
     }
-    environment = dict(os.environ)
-    if not machine:
-        environment["JAX_PLATFORMS"] = "cpu"
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     begun_s = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-m", "jaxenergy.sweeps.survey"],
-        input=json.dumps(question),
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    try:
-        answer = json.loads(ended.stdout)
-    except ValueError:
-        raise RunError(
-            f"Looking at the machine failed with status {ended.returncode}: "
-            f"{ended.stderr.strip()[-500:] or 'no message'}"
-        ) from None
-    if "refused" in answer:
-        raise UsageError(answer["refused"])
+    answer = _ask(question, None if machine else {"JAX_PLATFORMS": "cpu"})
     conditions = {}
     if machine:
         conditions = {
@@ -123,11 +131,17 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
 
 def find_devices(meters: str, powercap_root: str) -> tuple[str, ...]:
     """What has to be locked here by whoever meters without a sweep: see `Survey.devices`."""
-    return survey(plan([RunConfig(meters=meters, powercap_root=powercap_root)])).devices
+    config = RunConfig(meters=meters, powercap_root=powercap_root)
+    question = {
+        "plans": False,
+        "machine": True,
+        "configs": {config.setup_id: dataclasses.asdict(config)},
+    }
+    return tuple(_ask(question)["devices"])
 
 
 def _look(question: Mapping[str, Any]) -> dict[str, Any]:
-    """In the child: builds every plan, and opens the meters that the runs will open."""
+    """In the child: builds every plan that is asked for, opens the meters that runs will open."""
     from jaxenergy import runtime
 
     runtime.prepare()
@@ -136,9 +150,9 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
 
     begun_s = time.monotonic()
     configs = {key: RunConfig(**values) for key, values in question["configs"].items()}
-    platform = one_device().platform
     sizes, digests, datasets = {}, {}, {}
-    for key, config in configs.items():
+    platform = one_device().platform if question["plans"] else ""
+    for key, config in configs.items() if question["plans"] else ():
         which = (config.dataset, config.data_dir)
         try:
             if which not in datasets:
