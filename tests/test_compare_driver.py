@@ -150,7 +150,8 @@ def test_programs_that_differ_are_refused_with_the_first_layer(compare, tmp_path
 @pytest.mark.slow
 @needs_torch
 def test_a_comparison_is_interrupted_and_gone_on_with(compare, tmp_path):
-    flags = (*TINY, "--name=c", "--frameworks=jax,torch", "--meters=simulated")
+    # As long as the simulated power takes to repeat itself.
+    flags = (*TINY, "--seconds=0.6", "--name=c", "--frameworks=jax,torch", "--meters=simulated")
     home = tmp_path / "runs" / "c" / "mlp"
     process = compare(*flags)
     while process.poll() is None and not list(home.glob("processes/*.json")):
