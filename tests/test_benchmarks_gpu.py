@@ -334,6 +334,7 @@ def test_the_zoo_needs_no_pytorch(monkeypatch):
     assert "failed" not in found
 
 
+@pytest.mark.slow
 def test_a_process_compiles_more_networks_than_pytorch_allows_programs_of_a_function(monkeypatch):
     torch = pytest.importorskip("torch")
     # TorchInductor takes ten seconds for each; what is counted comes before it.

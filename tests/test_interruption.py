@@ -94,6 +94,7 @@ def test_a_signal_that_is_sent_twice_is_one(signum, status):
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="needs GNU timeout")
+@pytest.mark.slow
 def test_a_process_that_timeout_ends_saves():
     command = ["timeout", "5", sys.executable, "-c", textwrap.dedent(BUSY)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)

@@ -170,6 +170,7 @@ def test_the_probe_on_a_simulated_counter():
     assert all(row["power_w"] is not None and row["power_w"] > 0 for row in record["rows"])
 
 
+@pytest.mark.slow
 def test_the_probe_holds_an_energy_counter_against_integrated_power(tmp_path, monkeypatch):
     from jaxenergy.studies.probe import run_probe
 
