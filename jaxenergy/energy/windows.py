@@ -11,8 +11,7 @@ again.
    of which that is known (a device that is always slowed down is in its long run). Conditions are
    read once a second, so a reading stands for the windows since the one before, without a gap;
 4. it belongs to a start that differs from the rest. Whether one does is tested: the second half of
-the
-   windows gives a mean and a long-run variance, and the first half, in blocks of a twentieth of
+   the windows gives a mean and a long-run variance, and the first half, in blocks of a twentieth of
    all, is compared with it at the 5 % level (Bonferroni). If it differs, MSER says where the
    series becomes steady (the cut that minimises the standard error of what remains), and as much
    again is left out, since an approach that is exponential is not over where MSER stops seeing it.
