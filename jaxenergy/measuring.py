@@ -145,14 +145,16 @@ class Measurement:
         seconds = format_duration_s(self.seconds_per_call)
         first_j = format_si(self.first_call_j, "J")
         first = f"first call {first_j}, {format_duration_s(self.first_call_s)}"
-        if self.per_call_j is None or self.ci95_j is None:
-            return f"n/a J per call ({self.why['per_call_j']}); {seconds} per call; {first}"
         # Whoever reads one line alone must see that a joule was not measured.
         provenance = self.provenance if self.provenance == "measured" else self.provenance.upper()
+        origin = f"{provenance}, {' + '.join(self.domains)}"
+        if self.per_call_j is None or self.ci95_j is None:
+            line = f"n/a J per call ({self.why['per_call_j']}); {seconds} per call; {first}"
+            return line if self.first_call_j is None else f"{line}; {origin}"
         lines = [
             f"{format_si(self.per_call_j, 'J', 4)} per call,"
             f" {_format_interval(self.ci95_j, self.per_call_j)};"
-            f" {provenance}, {' + '.join(self.domains)}",
+            f" {origin}",
             f"{seconds} per call at {format_si(self.power_w, 'W')};"
             f" idle {format_si(self.idle_w, 'W')};"
             f" above idle {format_si(self.net_per_call_j, 'J')} per call",

@@ -1,6 +1,8 @@
 """`measure`, `compare` and `Ledger` against work whose joules are known, on the real clock."""
 
+import dataclasses
 import math
+import random
 import subprocess
 import sys
 import time
@@ -137,8 +139,14 @@ def test_it_says_that_the_target_was_reached(matrix):
 
 
 def test_it_says_that_the_time_was_up(matrix):
+    counter = FinishedWork()
+    draw_j = random.Random(0).random  # whatever noise a machine has, scatter there is
     measured = jaxenergy.measure(
-        long_work, matrix, meters=steady_power(), target_relative_ci=1e-9, max_seconds=1.5
+        lambda x: counter.watch(long_work(x), draw_j()),
+        matrix,
+        meters=counter.meters(),
+        target_relative_ci=1e-9,
+        max_seconds=1.5,
     )
     assert measured.per_call_j is not None
     assert not measured.reached_target
@@ -174,6 +182,19 @@ def test_a_counter_that_cannot_be_read_gives_its_reason(matrix):
     measured = jaxenergy.measure(long_work, matrix, meters=meters, max_seconds=1.0)
     assert measured.per_call_j is None
     assert "switched off" in measured.why["per_call_j"]
+
+
+def test_joules_of_a_first_call_say_that_they_were_simulated_where_they_are_all_there_is(matrix):
+    counter = FinishedWork()
+    measured = jaxenergy.measure(
+        lambda x: counter.watch(long_work(x)), matrix, meters=counter.meters(), max_seconds=AMPLE_S
+    )
+    alone = dataclasses.replace(
+        measured, per_call_j=None, ci95_j=None, why={"per_call_j": "too few"}
+    )
+    assert "first call 1.00 J" in str(alone)
+    assert str(alone).endswith("SIMULATED, work")
+    assert "SIMULATED" not in str(dataclasses.replace(alone, first_call_j=None))
 
 
 # Which functions, which arguments
