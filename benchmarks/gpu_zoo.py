@@ -14,6 +14,7 @@ them; the peak is that of a product of matrices, measured here in the same preci
 import dataclasses
 import functools
 import gc
+import math
 import os
 import sys
 import traceback
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpu_measure import make_product
-from gpu_stage import Check, Stage, run_stage
+from gpu_stage import Check, Stage, Unfinished, run_stage
 
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.meters import Meters
@@ -32,7 +33,8 @@ Wait = Callable[[], None]
 
 PRECISIONS = ("bfloat16", "float32")
 _PEAK_SIZE, _PEAK_SECONDS = 8192, 10.0
-_SECONDS = 15.0  # of measuring a network
+# Of measuring a network: windows of three trainings by turns last 0.6 s, six ticks of NVML.
+_SECONDS = 20.0
 # Importing, both compilers, first updates: an MLP's took 38 s on an H200, others' take longer.
 _PREPARING_S = 75.0
 # Before measuring: what compiles, chooses or captures at first use (PyTorch a CUDA graph in its
@@ -55,49 +57,79 @@ def check_peak(stage: Stage, precision: str, seconds: float) -> dict[str, Any]:
     return {"flop_per_s": flop_per_s, "says": [f"{format_si(flop_per_s, 'FLOP/s')}"]}
 
 
-def make_jax_call(programs: Any, state: Any, updates: int) -> tuple[Call, Wait]:
-    """A call of `updates` updates in one program, and what waits for the state it left."""
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A framework's training after its first updates.
+
+    Attributes:
+        call: makes as many updates more as a call does.
+        wait: waits until the device has done all of them.
+        losses: the mean losses of the updates of its first call and of its last before measuring.
+        gives: the dtypes that kinds of layers give, by the kind; empty where nothing else than what
+            was asked for can be.
+    """
+
+    call: Call
+    wait: Wait
+    losses: tuple[float, float]
+    gives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def begin_jax(programs: Any, state: Any, updates: int) -> Training:
+    """Makes the first updates, by calls of `updates` in one program; donates the state."""
     import jax
 
-    states = [state]
+    states, losses = [state], []
 
-    def call() -> None:
-        states[0], _ = programs.train(states[0], 0, updates)  # in the first epoch's order always
+    def call() -> Any:
+        states[0], metrics = programs.train(states[0], 0, updates)  # in the first epoch's order
+        return metrics
 
-    def wait() -> None:
-        jax.block_until_ready(states[0])
+    for _ in range(-(-_FIRST_UPDATES // updates)):
+        losses.append(float(call().loss))
+    return Training(call, lambda: jax.block_until_ready(states[0]), (losses[0], losses[-1]))
 
-    return call, wait
 
-
-def make_torch_call(
-    plan: Any, variables: Mapping[str, Any], updates: int, mode: str, device: str
-) -> tuple[Call, Wait]:
-    """A call of as many updates of the twin, and what waits for it."""
+def begin_torch(
+    programs: Any, variables: Mapping[str, Any], updates: int, mode: str, device: str
+) -> Training:
+    """Makes the twin's first updates, from the same weights and with the same batches."""
     import numpy as np
 
     from jaxenergy import torch_twin
     from jaxenergy.torch_twin.process import set_up
 
     set_up(threads=os.cpu_count() or 1, tf32=True if device == "cuda" else None, device=device)
+    plan = programs.plan
     training = torch_twin.build_training(plan.program, variables, mode=mode, device=device)  # type: ignore[arg-type]
     size, examples = plan.config.batch_size, len(plan.dataset.train.labels)
-    order = training.to_device(np.random.default_rng(0).permutation(examples))
+    order = training.to_device(np.asarray(programs.orders(0))[0])
     batches = [order[begin : begin + size] for begin in range(0, examples - size + 1, size)]
+    gives = training.layer_dtypes(batches[0])  # now: what is compiled must not see its hooks
     made = [0]
+
+    def update() -> None:
+        training.update(batches[made[0] % len(batches)])
+        made[0] += 1
 
     def call() -> None:
         for _ in range(updates):
-            training.update(batches[made[0] % len(batches)])
-            made[0] += 1
+            update()
 
-    return call, training.fence
+    means = []
+    for _ in range(-(-_FIRST_UPDATES // updates)):
+        losses = []
+        for _ in range(updates):
+            update()
+            losses.append(training.loss())
+        means.append(math.fsum(losses) / updates)
+    return Training(call, training.fence, (means[0], means[-1]), gives)
 
 
-def make_calls(
+def begin_trainings(
     programs: Any, updates: int, modes: Sequence[str], device: str
-) -> tuple[dict[str, tuple[Call, Wait]], dict[str, str]]:
-    """Each framework's call, after its first updates.
+) -> tuple[dict[str, Training], dict[str, str]]:
+    """Each framework's training, after its first updates.
 
     Args:
         programs: the training, as a run compiles it.
@@ -106,36 +138,42 @@ def make_calls(
         device: `cpu` or `cuda`.
 
     Returns:
-        The calls with what waits for them, by framework, JAX first; and why others failed.
+        The trainings by framework, JAX first; and why others failed.
     """
     import jax
 
     state = programs.init(programs.state_key)
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    calls = {"jax": make_jax_call(programs, state, updates)}
-    _begin(*calls["jax"], updates)
+    trainings = {"jax": begin_jax(programs, state, updates)}
     failed = {}
     for mode in modes:
         try:
-            made = make_torch_call(programs.plan, variables, updates, mode, device)
-            _begin(*made, updates)
-            calls[f"torch_{mode}"] = made
+            trainings[f"torch_{mode}"] = begin_torch(programs, variables, updates, mode, device)
         except Exception as error:  # whatever PyTorch can't do, JAX is measured all the same
             traceback.print_exc()
             failed[f"torch_{mode}"] = f"{type(error).__name__}: {error}"[:2000]
-    return calls, failed
+            if mode == "cuda_graphs":
+                _failed_graphs.append(failed[f"torch_{mode}"])
+                _leave_stream_of_capture()
+    return trainings, failed
 
 
-def _begin(call: Call, wait: Wait, updates: int) -> None:
-    for _ in range(-(-_FIRST_UPDATES // updates)):
-        call()
-    wait()
+# PyTorch 2.11 takes a capture that failed for one still under way, and gives no memory back since:
+# the next network needs another process.
+_failed_graphs: list[str] = []
 
 
-def measure_calls(
-    calls: Mapping[str, tuple[Call, Wait]], meters: Meters, seconds: float
+def _leave_stream_of_capture() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_stream(torch.cuda.default_stream())
+
+
+def measure_trainings(
+    trainings: Mapping[str, Training], meters: Meters, seconds: float
 ) -> tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]:
-    """Measures calls of updates by turns.
+    """Measures trainings by turns, call by call.
 
     A call takes the state that the one before it left, so that the newest state is done when all
     calls are: it alone is waited for, at the end of a window. Waiting within would let the device
@@ -149,8 +187,8 @@ def measure_calls(
 
     def fence(outputs: Any) -> None:
         del outputs  # states are donated from call to call: what is there now is waited for
-        for _, wait in calls.values():
-            wait()
+        for training in trainings.values():
+            training.wait()
 
     given: dict[str, Any] = {
         "carry": lambda out, args: args,
@@ -158,7 +196,7 @@ def measure_calls(
         "meters": meters,
         "max_seconds": seconds,
     }
-    functions = {name: call for name, (call, _) in calls.items()}
+    functions = {name: training.call for name, training in trainings.items()}
     if len(functions) == 1:
         ((name, call),) = functions.items()
         return {name: measure(call, **given)}, {}
@@ -183,8 +221,11 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
     import jax
     from zoo import forward_flops
 
+    from jaxenergy.frameworks.summary import why_losses_differ
     from jaxenergy.training.programs import compile_programs, transfer
 
+    if _failed_graphs:
+        raise Unfinished("a CUDA graph failed before, which PyTorch cannot leave behind")
     _free_memory()
     smoke, platform = stage.options.smoke, jax.default_backend()
     plan = build_network_plan(name, platform, precision, smoke=smoke)
@@ -193,10 +234,10 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
     updates = 1 if smoke else programs.updates_per_call
     modes = ("eager",) if smoke else ("compile", "cuda_graphs")
     device, without = "cuda" if platform == "gpu" else "cpu", why_without_torch()
-    calls, failed = make_calls(programs, updates, () if without else modes, device)
+    trainings, failed = begin_trainings(programs, updates, () if without else modes, device)
     why = {f"torch_{mode}": without for mode in modes} if without else failed
     with stage.rig.open_meters() as meters:
-        measurements, ratios = measure_calls(calls, meters, seconds)
+        measurements, ratios = measure_trainings(trainings, meters, seconds)
     flops = 3 * plan.config.batch_size * forward_flops(plan.program.model)
     peak = stage.result(f"peak_{precision}")
     results, says = {}, []
@@ -206,6 +247,8 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
         flop_per_s = flops / (found.seconds_per_call / updates)
         results[framework] = {
             "measurement": dataclasses.asdict(found),
+            "losses": trainings[framework].losses,
+            "layers_give": trainings[framework].gives,
             "seconds_per_update": found.seconds_per_call / updates,
             "j_per_update": None if found.per_call_j is None else found.per_call_j / updates,
             "flop_per_s": flop_per_s,
@@ -219,6 +262,20 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
             f"{framework}: {joules} and {format_si(found.seconds_per_call / updates, 's')} an "
             f"update, {format_si(flop_per_s, 'FLOP/s')}{share}"
         )
+        says += [
+            f"{framework}'s {layer} gives {dtype}, where {precision} was asked for"
+            for layer, dtype in trainings[framework].gives.items()
+            if not {precision, "float32"}.issuperset(dtype.split("+"))
+        ]
+    processes = [
+        {"framework": name, "first_losses": training.losses} for name, training in trainings.items()
+    ]
+    differ = why_losses_differ(processes, precision)
+    if differ:
+        says.append(f"NOT THE SAME TRAINING: {differ}")
+    missing = list(failed)
+    if not smoke and any(found.per_call_j is None for found in measurements.values()):
+        missing.append("joules")
     for what, by_framework in ratios.items():
         says += [
             f"{framework} takes {ratio} times JAX's {what}"
@@ -239,10 +296,11 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
             }
             for what, by_framework in ratios.items()
         },
+        "losses_differ": differ,
         "why": why,
         "says": says
         + [f"{framework} was not measured: {w.splitlines()[0]}" for framework, w in why.items()],
-        **({"failed": f"without {' and '.join(failed)}"} if failed else {}),
+        **({"failed": f"without {' and '.join(missing)}"} if missing else {}),
     }
 
 

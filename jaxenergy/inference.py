@@ -24,6 +24,7 @@ from jaxenergy.data import pipeline
 from jaxenergy.data.dataset import UNLABELLED
 from jaxenergy.data.multitask import SAMPLINGS, build_multitask
 from jaxenergy.errors import UsageError, unknown_value
+from jaxenergy.flops import count_flops
 from jaxenergy.measuring import Measurement, compare, measure, read_jax_devices
 from jaxenergy.meters import Meters
 from jaxenergy.models import PRECISIONS, Model
@@ -228,7 +229,7 @@ def measure_inference(
             )
             name = f"{precision} {size}"
             functions[name] = functools.partial(predict, variables, inputs)
-            flops[name] = _count_flops(trained.model, size, predict.lower(variables, inputs))
+            flops[name] = _count_flops(trained.model, size, predict, (variables, inputs))
     arguments = {
         "meters": meters,
         "target_relative_ci": target_relative_ci,
@@ -293,11 +294,11 @@ def make_predict(trained: Trained, precision: str) -> tuple[Any, Any]:
     return predict, jax.device_put(variables)
 
 
-def _count_flops(model: Model, batch_size: int, lowered: Any) -> float | None:
+def _count_flops(model: Model, batch_size: int, predict: Any, arguments: tuple) -> float | None:
     """Operations of a program as it is compiled, as the runs' records count those of an update."""
     if model.recurrent or LOOPING_FORMS.intersection(model.forms_taken(batch_size)):
         return None
-    return (lowered.compile().cost_analysis() or {}).get("flops")
+    return count_flops(predict, arguments, predict.lower(*arguments).compile())
 
 
 def _validation_accuracy(trained: Trained, predict: Callable, variables: Any) -> float:

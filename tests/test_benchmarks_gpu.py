@@ -3,6 +3,7 @@
 The instrument stage runs once, in a process over a simulated `libnvidia-ml.so.1` of known truth.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -279,6 +280,7 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
             joules = POWER_W * result["seconds_per_update"]
             assert result["j_per_update"] == pytest.approx(joules, rel=0.5), network
         assert result["mfu"] == pytest.approx(result["flop_per_s"] / peak, rel=1e-4), network
+        assert found["losses_differ"] is None, network
         if "torch_eager" in found["frameworks"]:
             assert found["frameworks"]["torch_eager"]["seconds_per_update"] > 0, network
         else:
@@ -286,16 +288,16 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
     assert joules_known > len(networks) / 2
 
 
-def test_calls_of_the_zoo_are_waited_for_at_the_end_of_a_window_alone():
+def test_trainings_of_the_zoo_are_waited_for_at_the_end_of_a_window_alone():
     done = []
 
     def call():
         time.sleep(0.5e-3)
         done.append("call")
 
-    calls = {name: (call, lambda: done.append("wait")) for name in ("jax", "torch")}
+    training = gpu_zoo.Training(call, lambda: done.append("wait"), (1.0, 1.0))
     with open_meters("none") as meters:
-        found, ratios = gpu_zoo.measure_calls(calls, meters, 5.0)
+        found, ratios = gpu_zoo.measure_trainings({"jax": training, "torch": training}, meters, 5.0)
     in_a_row = [len(list(run)) for what, run in itertools.groupby(done) if what == "call"]
     assert statistics.median(in_a_row) >= 5  # calls of a window, some 20 ms long
     assert done[-1] == "wait"
@@ -318,12 +320,42 @@ def test_what_pytorch_cannot_do_is_said_and_is_done_again(monkeypatch):
         raise MemoryError("all of it\nis taken")
 
     monkeypatch.setattr(gpu_zoo, "why_without_torch", lambda: None)
-    monkeypatch.setattr(gpu_zoo, "make_torch_call", fail)
+    monkeypatch.setattr(gpu_zoo, "begin_torch", fail)
     found = check_mlp()
     assert found["frameworks"]["jax"]["seconds_per_update"] > 0
     assert found["why"] == {"torch_eager": "MemoryError: all of it\nis taken"}
     assert "torch_eager was not measured: MemoryError: all of it" in found["says"]
     assert found["failed"] == "without torch_eager"
+
+
+def test_after_a_graph_that_failed_another_process_goes_on(monkeypatch):
+    """On this machine every graph fails: it has no CUDA device."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(gpu_zoo, "_failed_graphs", [])
+    plan = build_plan("mlp", "cpu", width=4, batch_size=8)
+    programs = compile_programs(plan, transfer(plan), "cpu")
+    trainings, failed = gpu_zoo.begin_trainings(programs, 1, ("cuda_graphs",), "cpu")
+    assert list(trainings) == ["jax"]
+    assert "torch_cuda_graphs" in failed
+    with pytest.raises(gpu_stage.Unfinished, match="CUDA graph failed"):
+        check_mlp()
+
+
+def test_a_training_that_differs_is_told_by_its_losses(monkeypatch):
+    begin = gpu_zoo.begin_jax
+    as_pytorch = gpu_zoo.Training(lambda: None, lambda: None, (2.3, 9.9), {"LSTM": "float16"})
+    monkeypatch.setattr(gpu_zoo, "why_without_torch", lambda: None)
+    monkeypatch.setattr(gpu_zoo, "begin_torch", lambda *given: as_pytorch)
+    monkeypatch.setattr(
+        gpu_zoo, "begin_jax", lambda *given: dataclasses.replace(begin(*given), losses=(2.3, 2.2))
+    )
+    found = check_mlp()
+    assert (
+        found["losses_differ"]
+        == "the loss of the first updates is 2.2 in jax and 9.9 in torch_eager"
+    )
+    assert any("NOT THE SAME TRAINING" in sentence for sentence in found["says"])
+    assert any("LSTM gives float16" in sentence for sentence in found["says"])
 
 
 def test_the_zoo_needs_no_pytorch(monkeypatch):
@@ -344,13 +376,13 @@ def test_a_process_compiles_more_networks_than_pytorch_allows_programs_of_a_func
     for width, size in ((4, 8), (6, 8), (4, 16)):
         plan = build_plan("mlp", "cpu", width=width, batch_size=size)
         programs = compile_programs(plan, transfer(plan), "cpu")
-        calls, failed = gpu_zoo.make_calls(programs, 1, ("compile",), "cpu")
+        trainings, failed = gpu_zoo.begin_trainings(programs, 1, ("compile",), "cpu")
         assert not failed
-        made.append(calls["torch_compile"])
+        made.append(trainings["torch_compile"])
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for call, wait in made:  # those from before are as they were
-        call()
-        wait()
+    for training in made:  # those from before are as they were
+        training.call()
+        training.wait()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
 
 

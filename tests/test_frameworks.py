@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +82,8 @@ def test_the_zoo_has_every_family():
 
 def test_inputs_come_back_as_they_were_written(tmp_path, monkeypatch):
     def savez_of_numpy_2_0(file, **arrays):  # to which every keyword is an array
-        savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        as_arrays: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        savez(file, **as_arrays)
 
     savez = np.savez
     monkeypatch.setattr(np, "savez", savez_of_numpy_2_0)
@@ -168,6 +170,7 @@ def make_inputs(config):
 FOLLOW = """
 import json, sys
 from pathlib import Path
+from typing import Any
 from jaxenergy.config import RunConfig
 from jaxenergy.frameworks import worker
 from jaxenergy.frameworks.inputs import read_inputs
@@ -335,7 +338,11 @@ class Descent(Products):
 
 
 def test_a_graph_whose_updates_do_nothing_is_found_out():
-    training = pytest.importorskip("jaxenergy.torch_twin.training")
+    training = pytest.importorskip(
+        "jaxenergy.torch_twin.training",
+        reason="needs PyTorch",
+        exc_type=UsageError,  # pyright: ignore[reportArgumentType]
+    )
     processes = []
     for name, effective in (("jax", 99), ("torch", training._UPDATES_BEFORE_CAPTURE)):
         side = Descent(effective)
@@ -549,6 +556,7 @@ def test_the_weakest_provenance_is_told_and_differing_versions_are_warned_of():
         ([2.31, 2.2], "float32", "the loss of the first update is 2.3 in jax and 2.31 in torch"),
         ([2.3, 2.1], "float32", "first updates is 2.1 in torch and 2.2 in jax"),
         ([2.31, 2.2], "bfloat16", None),
+        ([2.3, float("nan")], "float32", "the loss of the first updates is nan in torch"),
         (None, "float32", None),
     ],
 )

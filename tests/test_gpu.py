@@ -148,6 +148,18 @@ def test_the_card_that_is_metered_is_the_one_that_computes(jax_on_gpu, meters):
     assert pynvml.nvmlDeviceGetMemoryInfo(gpu.handle).used - before > 0.9 * numbers.nbytes
 
 
+def test_what_cublas_and_cudnn_compute_is_counted(jax_on_gpu):
+    from jaxenergy.training.programs import compile_programs, transfer
+
+    config = RunConfig(model="cnn", depth=2, width=64, optimizer="sgd", updates=1)
+    plan = make_plan(config, data.load(config.dataset), "gpu")
+    on_cpu = jax_on_gpu.local_devices(backend="cpu")[0]
+    with jax_on_gpu.default_device(on_cpu):
+        expected = compile_programs(plan, transfer(plan), "cpu").facts["flops_per_update"]
+    facts = compile_programs(plan, transfer(plan), "gpu").facts
+    assert facts["flops_per_update"] == pytest.approx(expected, rel=0.1)
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_program_is_the_same_in_pytorch_although_products_may_be_rounded(jax_on_gpu, model):
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")

@@ -373,11 +373,16 @@ def test_noise_comes_from_the_seed_unless_a_key_is_given(name):
 
 def test_decay_by_flag_spares_the_vectors_of_a_plug_in_with_a_mask():
     zeros = jax.tree.map(jnp.zeros_like, ONES)
-    settings = {"total_updates": 2, "learning_rate": 0.5, "schedule": "constant"}
-    for settings_of_decay, spared in (
+    settings: dict[str, Any] = {
+        "total_updates": 2,
+        "learning_rate": 0.5,
+        "schedule": "constant",
+    }
+    decays: list[tuple[dict[str, Any], bool]] = [
         ({"weight_decay": 0.1}, True),
         ({"args": {"weight_decay": "0.1"}}, False),  # Optax's own meaning
-    ):
+    ]
+    for settings_of_decay, spared in decays:
         moved = run(optimizers.build("optax:adamw", **settings, **settings_of_decay), 2, zeros)
         np.testing.assert_allclose(moved["kernel"][1], 0.5 * 0.95, rtol=1e-6)
         assert (moved["bias"][1] == moved["bias"][0]).all() == spared
@@ -556,7 +561,7 @@ def test_lbfgs_without_a_line_search_is_optaxs_and_evaluates_once():
     direct, direct_state = make_params(), optaxs.init(make_params())
     for _ in range(5):
         value, grads = jax.value_and_grad(quadratic)(params)
-        params, state = ours.update(grads, state, params, value=value, value_fn=None)
+        params, state = ours.update(grads, state, params, value=value, value_fn=quadratic)
         assert ours.iterations(state) == 1
         updates, direct_state = optaxs.update(jax.grad(quadratic)(direct), direct_state, direct)
         direct = optax.apply_updates(direct, updates)

@@ -235,7 +235,7 @@ def test_runs_of_other_forms_share_no_level(tmp_path):
 
 def test_a_depth_that_is_no_number_comes_last(tmp_path):
     for depth in (10, 4, "four"):
-        make_run(tmp_path / f"{depth}", depth=depth)
+        make_run(tmp_path / f"{depth}", depth=depth)  # pyright: ignore[reportArgumentType]
     (stratum,) = groups.find_strata(index_of(tmp_path).runs, "depth")
     assert [level.name for level in stratum.levels] == ["4", "10", "four"]
 

@@ -236,6 +236,17 @@ def test_networks_in_bfloat16_are_the_same():
         ]
 
 
+def test_each_kind_of_layer_tells_the_dtype_that_it_gives():
+    asked = {}
+    for precision in ("float32", "bfloat16"):
+        program = make_program("mlp-layer", more={"precision": precision})
+        training = torch_twin.build_training(program, make_variables(program))
+        asked[precision] = training.layer_dtypes(np.arange(8))
+        assert not any(layer._forward_hooks for layer in training.network.modules())
+    assert set(asked["float32"].values()) == {"float32"}
+    assert asked["bfloat16"]["Linear"] == "bfloat16"
+
+
 def test_a_wrong_layer_is_named(monkeypatch):
     monkeypatch.setattr(layers, "_NORM_EPS", 1e-5)
     program = make_program("mlp-layer")

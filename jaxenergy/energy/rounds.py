@@ -310,10 +310,10 @@ def _calibrate(
 def _calls_per_window(
     seconds_per_call: Mapping[str, float], meters: Meters, deadline_s: float
 ) -> dict[str, int]:
-    """Calls that make a window long for the tick, and short enough for two looks in the time."""
+    """Calls that make a window long for the tick, and short enough for a look in the time."""
     tick_s = max((domain.tick_s for domain in meters.domains if domain.counted), default=0.0)
     left_s = max(0.0, deadline_s - time.monotonic())
-    longest_s = min(_MAX_WINDOW_S, left_s / (2 * _FIRST_LOOK * len(seconds_per_call)))
+    longest_s = min(_MAX_WINDOW_S, left_s / (_FIRST_LOOK * len(seconds_per_call)))
     return {
         name: windows.updates_per_window(seconds, tick_s, max_seconds=longest_s)
         for name, seconds in seconds_per_call.items()

@@ -40,7 +40,8 @@ class Inputs:
         """Writes them into a folder; the facts come last, so a folder that has them is whole."""
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / _ORDERS_FILE, self.orders)
-        np.savez(folder / _VARIABLES_FILE, **flatten(self.variables))
+        variables: dict[str, Any] = flatten(self.variables)
+        np.savez(folder / _VARIABLES_FILE, **variables)
         write_json_atomic(folder / _FACTS_FILE, dict(self.facts))
 
 

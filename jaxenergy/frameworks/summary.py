@@ -103,6 +103,9 @@ def why_losses_differ(processes: Sequence[Process], precision: str) -> str | Non
         losses = {process["framework"]: process["first_losses"][number] for process in told}
         if not losses:
             continue
+        lost = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if lost:
+            return f"the loss of the {which} is {losses[lost[0]]} in {' and '.join(lost)}"
         low, high = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
         if losses[high] - losses[low] > _SAME_LOSS[precision] * abs(losses[high]):
             return (

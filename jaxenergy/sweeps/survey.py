@@ -203,6 +203,7 @@ def _count_flops(plan: Any) -> float | None:
     import jax
     import jax.numpy as jnp
 
+    from jaxenergy.flops import count_flops_as_written
     from jaxenergy.training.steps import DeviceSplit, fixed_iterations, make_init, make_updates
 
     program = dataclasses.replace(plan.program, unroll_accumulation=True)
@@ -216,8 +217,7 @@ def _count_flops(plan: Any) -> float | None:
         *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (train.inputs, train.labels))
     )
     orders = jax.ShapeDtypeStruct((2, len(train.labels)), jnp.int32)
-    cost = jax.jit(make_updates(program, 1)).lower(state, split, orders).cost_analysis()
-    return (cost or {}).get("flops")
+    return count_flops_as_written(make_updates(program, 1), (state, split, orders))
 
 
 def _look_at_machine(configs: Mapping[str, RunConfig]) -> tuple[dict[str, Any], set[str]]:

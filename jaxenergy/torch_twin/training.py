@@ -125,6 +125,7 @@ class Training:
                 _with_own_code(self._loss_of_micro_batch), fullgraph=not has_lstm, dynamic=False
             )
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._updates = 0
 
     def to_device(self, indices: ArrayLike) -> Tensor:
@@ -191,6 +192,33 @@ class Training:
         with torch.no_grad():
             logits = self._compute_logits(indices)
         return transplant.to_numpy(logits)
+
+    def layer_dtypes(self, indices: ArrayLike | Tensor) -> dict[str, str]:
+        """The dtype that each kind of layer gives in a forward pass over some examples.
+
+        Under autocast PyTorch decides: cuDNN's LSTM is given float16, whatever was asked for.
+
+        Returns:
+            Names of dtypes by names of layers' classes; several are joined by `+`.
+        """
+        found: dict[str, set[str]] = {}
+
+        def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            name = str(first.dtype).removeprefix("torch.")
+            found.setdefault(type(layer).__name__, set()).add(name)
+
+        handles = [
+            layer.register_forward_hook(note)
+            for layer in self.network.modules()
+            if not list(layer.children())
+        ]
+        try:
+            self.logits(indices)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {kind: "+".join(sorted(dtypes)) for kind, dtypes in sorted(found.items())}
 
     def variables(self) -> dict[str, PyTree]:
         """The variables as Flax has them, in numpy; waits for the device."""
@@ -267,8 +295,8 @@ class Training:
         if self._graph is not None:
             self._graph.replay()
         elif self._updates < _UPDATES_BEFORE_CAPTURE:
-            # On a stream of its own, as capturing needs it.
-            stream = torch.cuda.Stream(self.device)
+            # On the stream that it will be captured on: libraries keep what they need by stream.
+            stream = self._stream = self._stream or torch.cuda.Stream(self.device)
             stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(stream):
                 self._loss = self._backward(self._indices)
@@ -277,11 +305,12 @@ class Training:
             return
         else:
             self.rule.zero_grad()
-            self._graph = graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # records, and computes nothing yet
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):  # records, and computes nothing yet
                 self._loss = self._backward(self._indices)
                 if self.rule.captured:
                     self.rule.step()
+            self._graph = graph
             graph.replay()
         if not self.rule.captured:
             self.rule.step()
