@@ -166,6 +166,8 @@ install() {
 ensure_installed() {
   inputs="$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum) $root"
   is_complete && return
+  [[ -w $root && (! -e $root/.launch.lock || -w $root/.launch.lock) ]] ||
+    fail 1 "$root is not yours to write, and .venv is made in it. Clone it to a place of your own."
   exec 9>>"$root/.launch.lock"
   if command -v flock >/dev/null && ! flock --nonblock 9; then
     say "waiting for another launch.sh that is installing"

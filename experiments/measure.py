@@ -13,6 +13,8 @@ call's arguments of the last output and arguments, as a function needs that dona
 """
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -67,18 +69,27 @@ def run(spec: str) -> None:
             raise UsageError(f"{POSITIONAL}={spec} is of type {kind}, not a function.")
         args, carry = make_arrays(shapes, _DTYPE.value, _SEED.value), None
         if _SETUP.value:
+            _check_takes(function, (), spec)
             function, args, carry = read_setup(function(), spec)
+        else:
+            _check_takes(function, args, spec)
         for note in meters.notes:
             print(note)
-        measurement = measure(
-            function,
-            *args,
-            carry=carry,
-            meters=meters,
-            target_relative_ci=settings.target_relative_ci,
-            max_seconds=settings.max_seconds,
-            jit=_JIT.value,
-        )
+        try:
+            measurement = measure(
+                function,
+                *args,
+                carry=carry,
+                meters=meters,
+                target_relative_ci=settings.target_relative_ci,
+                max_seconds=settings.max_seconds,
+                jit=_JIT.value,
+            )
+        except (TypeError, ValueError) as error:
+            if not shapes or isinstance(error, UsageError):
+                raise  # by code of the user's own, who needs the traceback
+            why = str(error).partition("\n")[0]
+            raise UsageError(f"{spec} with --shapes={_SHAPES.value} failed: {why}") from error
         notes = meters.notes
     print(measurement)
     if settings.json:
@@ -86,6 +97,21 @@ def run(spec: str) -> None:
 
         record = {"schema": SCHEMA, "function": spec, **dataclasses.asdict(measurement)}
         write_json_atomic(settings.json, {**record, "notes": notes})
+
+
+def _check_takes(function: Callable[..., Any], args: tuple, spec: str) -> None:
+    """Refuses a function that cannot be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, and says nothing of itself
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise UsageError(
+            f"{spec}{signature} cannot be called with {len(args)} arguments: {error}.\n"
+            "Allowed: --shapes=32x16,16x8 for arrays of random numbers, or --setup for others."
+        ) from error
 
 
 def read_shapes(text: str | None) -> list[tuple[int, ...]]:

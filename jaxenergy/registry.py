@@ -18,10 +18,12 @@ class Registry(Generic[Entry]):
 
     Args:
         what: what an entry is called on the command line, e.g. `--optimizer`; used in errors.
+        hint: a sentence for whoever names no entry.
     """
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, hint: str = ""):
         self.what = what
+        self._hint = hint
         self._entries: dict[str, tuple[Entry, str]] = {}
 
     def add(self, name: str, entry: Entry, description: str) -> Entry:
@@ -45,7 +47,7 @@ class Registry(Generic[Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
-            raise unknown_value(self.what, name, self._entries)
+            raise unknown_value(self.what, name, self._entries, self._hint)
         return self._entries[name][0]
 
     def __contains__(self, name: object) -> bool:
@@ -79,6 +81,10 @@ def load_attribute(spec: str, what: str) -> object:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise UsageError(f"{what}={spec} is not of the form module:attribute.")
+    if module_name.endswith(".py"):
+        raise UsageError(
+            f"{what}={spec} names a file.\nAllowed: its module, {module_name[:-3]}:{attribute}."
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way; the user is told which

@@ -108,7 +108,7 @@ def test_without_pytorch_it_says_how_to_install_it(compare, tmp_path):
     assert_refused(
         compare(*TINY, at_start=WITHOUT_TORCH),
         tmp_path,
-        "pip install 'jaxenergy[torch]'",
+        "pip install -c constraints.txt -e '.[torch]'",
         "https://download.pytorch.org/whl/cpu",
     )
 

@@ -633,6 +633,13 @@ def test_a_signal_ends_the_process_and_all_that_it_started(tmp_path):
     assert stop.run(["true"], os.environ, subprocess.DEVNULL) == 128 + signal.SIGINT
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_prepared(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(comparison, "_prepare", lambda *given: pytest.fail("it was prepared"))
+    with pytest.raises(UsageError, match=r"(?s)file cannot be made.*--out"):
+        comparison.run(make_design(), tmp_path / "file" / "c")
+
+
 def test_another_comparison_is_not_mixed_in(tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()

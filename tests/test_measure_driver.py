@@ -181,6 +181,10 @@ UNMEASURABLE = [
     (["plug_in:fixd"], "fixed"),
     (["plug_in:NUMBER"], "not a function"),
     (["plug_in:make_nonsense", "--setup"], "(3, 4)"),
+    (["jax.numpy:matmul"], "cannot be called with 0 arguments"),
+    (["jax.numpy:matmul", "--shapes=3"], "cannot be called with 1 arguments"),
+    (["jax.numpy:matmul", "--shapes=3x4,5x6"], "--shapes=3x4,5x6 failed"),
+    (["math:sqrt", "--setup"], "cannot be called with 0 arguments"),
     (["plug_in:make_donating", "--setup"], "carry"),
     (["plug_in:make_step", "--setup", "--shapes=3"], "one of the two"),
 ]

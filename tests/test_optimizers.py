@@ -401,6 +401,9 @@ def test_clipping_bounds_the_global_norm():
     ("arguments", "message"),
     [
         ({"name": "sdg"}, "Did you mean 'sgd'"),
+        ({"name": "my_optimizers"}, "my_module:function"),
+        ({"name": "sgd", "args": {"nesterov": "true"}}, "does nothing"),
+        ({"name": "dpsgd", "args": {"nesterov": "true", "momentum": "0"}}, "does nothing"),
         ({"name": "sgd", "args": {"momentum": "1.5"}}, "at least 0 and below 1"),
         ({"name": "sgd", "args": {"momentun": "0.9"}}, "Did you mean 'momentum'"),
         ({"name": "sgd", "args": {"learning_rate": "0.1"}}, "--learning_rate=0.1"),

@@ -74,8 +74,8 @@ def lines_in(path: Path) -> int:
     [
         (["save"], 0),
         (["window"], DAY_S),
-        (["summary"], 0),
-        (["start", "training"], 0),
+        pytest.param(["summary"], 0, marks=pytest.mark.slow),
+        pytest.param(["start", "training"], 0, marks=pytest.mark.slow),
         (["end"], -DAY_S),
     ],
     ids=["save", "window", "summary", "twice", "end"],

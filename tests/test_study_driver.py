@@ -41,6 +41,14 @@ def test_the_list_of_studies(tmp_path):
         assert f"\n{name} " in f"\n{ended.stdout}"
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = study("depth", "--budget=smoke", "--out=file", cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert "file/studies cannot be made" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -499,7 +499,7 @@ def test_without_torch_one_line_says_how_to_install_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     line = done.stderr.splitlines()[-1]
     assert line.startswith("jaxenergy.errors.UsageError: PyTorch cannot be imported")
-    assert "pip install 'jaxenergy[torch]'" in line
+    assert "pip install -c constraints.txt -e '.[torch]'" in line
     assert "whl/cpu" in line
 
 

@@ -169,8 +169,9 @@ def _ways_to_get(name: str, data_dir: Path | None, why: str) -> str:
     return (
         f"--dataset={name}: {found}, and it cannot be downloaded: {why}.\n"
         f"Three ways to get it: (1) put {files} from {address} into a folder and give it as "
-        "--data_dir; (2) with a network, pip install 'jaxenergy[tfds]' and run again; (3) give as "
-        f"--data_dir a folder in which TensorFlow Datasets has prepared {name} as array_record.\n"
+        "--data_dir; (2) with a network, pip install -c constraints.txt -e '.[tfds]' and run "
+        f"again; (3) give as --data_dir a folder in which TensorFlow Datasets has prepared {name} "
+        "as array_record.\n"
         "--dataset=digits is in the package and --dataset=synthetic needs no files."
     )
 

@@ -27,6 +27,8 @@ _FORM = (
     "synthetic:HEIGHTxWIDTHxCHANNELS,classes=10,examples=50000,seed=0, "
     "or synthetic:LENGTH,classes=65,… for tokens"
 )
+# Of one class there is nothing to learn.
+_RANGES = {"classes": (2, 2**31 - 1), "examples": (1, 2**31 - 1), "seed": (0, 2**63 - 1)}
 _MAX_TOKENS = 256  # a token is a byte
 
 
@@ -111,7 +113,7 @@ def _parse(spec: str) -> tuple[tuple[int, ...], dict[str, int]]:
             raise unknown_value(f"--dataset=synthetic:{spec}: option", key, DEFAULTS)
         if key in given:
             raise UsageError(f"{what}: {key} is given twice.")
-        low, high = (0, 2**63 - 1) if key == "seed" else (1, 2**31 - 1)
+        low, high = _RANGES[key]
         if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
             raise UsageError(f"{what}: {key} is a whole number from {low} to {high}.")
         given[key] = int(text)

@@ -35,7 +35,7 @@ from jaxenergy.frameworks.summary import (
     summarise,
     why_losses_differ,
 )
-from jaxenergy.records.files import read_document, write_json_atomic
+from jaxenergy.records.files import make_folder, read_document, write_json_atomic
 from jaxenergy.records.lock import FolderLock
 from jaxenergy.units import format_si
 
@@ -151,6 +151,7 @@ def run(
         if begun is not None:
             _refuse_another(begun, design, folder)
         first = None
+        make_folder(folder.parent)  # what takes minutes comes after it
         if begun is None:
             # What is wrong with a comparison, its first preparation finds, before anything is kept.
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -159,7 +160,7 @@ def run(
             say(f"{name}: preparing, and checking that the programs are the same")
             _prepare(design, name, first, stop)
         if stop.signum is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             lock = FolderLock(folder)
             stack.callback(lock.release)
             write_json_atomic(folder / DESIGN_FILE, design.to_json())

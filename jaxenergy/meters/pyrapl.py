@@ -99,7 +99,7 @@ def import_pyrapl() -> ModuleType:
         except ImportError as error:
             raise MeterUnavailable(
                 f"the pyRAPL package cannot be imported ({error}).\n"
-                f"Install it with: pip install 'jaxenergy[rapl]'",
+                f"Install it with: pip install -c constraints.txt -e '.[rapl]'",
                 absent=True,
             ) from error
     return pyRAPL

@@ -227,6 +227,11 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
     if base is not None:
         arguments = {**arguments, "base": Argument(str, base.name)}
     resolved = read_arguments({**row.defaults, **args}, arguments, "--optimizer_args")
+    if not is_plug_in and resolved.get("nesterov") and resolved.get("momentum", 1.0) in (None, 0.0):
+        raise UsageError(
+            f"--optimizer_args=nesterov=true does nothing with --optimizer={name} without momentum."
+            "\nAllowed: momentum=0.9,nesterov=true, or neither."
+        )
     masked = not is_plug_in or settings.weight_decay is not None
     transformation = _make(name, row, learning_rate, factor, resolved, base, masked)
     if is_plug_in and searches(_try_plug_in(name, transformation)):

@@ -114,7 +114,9 @@ def line_search_iterations(state: PyTree, hyper_parameters: Mapping[str, Any]) -
     return 1 + sum(search.info.num_linesearch_steps for search in searches(state))
 
 
-OPTIMIZERS: Registry[Row] = Registry("--optimizer")
+OPTIMIZERS: Registry[Row] = Registry(
+    "--optimizer", "Your own: my_module:function, of a file my_module.py where you are."
+)
 
 for _name, _row, _description in (
     (

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def reason_of(error: OSError) -> str:
 
 
 # --------------------------------------------------------------------------------------- writing
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder below `--out`, with those above it.
+
+    Raises:
+        UsageError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be made or written to: {reason_of(error)}.\nChoose another --out."
+        ) from error
 
 
 def dump_json(value: object, what: str, indent: int | None = None) -> str:

@@ -43,6 +43,9 @@ def print_summary(summary: Mapping[str, Any], folder: str, console: Console) -> 
     if summary["provenance"] != "none":
         words, style = PROVENANCE_WORDS[summary["provenance"]]
         console.print(Text(f"Energy: {words}.", style=style))
+        if summary["provenance"] == "estimated":
+            text = "Its intervals tell how the estimate scatters, not how far it is off."
+            console.print(Text(text, style=style))
         console.print(_phase_table(summary))
         console.print(_domain_table(summary))
         for reason, key in _reasons(summary["energy_j"]).items():
@@ -124,7 +127,7 @@ def _phase_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(Text(phase), format_si(joules, "J"), share, net)
     table.add_section()
     net = format_si(energy["net_total"], "J")
-    if energy["net_total_ci95"] is not None:
+    if energy["net_total_ci95"] is not None and summary["provenance"] != "estimated":
         low, high = energy["net_total_ci95"]
         net += f" ± {format_si((high - low) / 2, 'J', digits=2)}"
     table.add_row("total without idle", format_si(energy["total"], "J"), "", net)

@@ -15,7 +15,7 @@ from jaxenergy import sweeps
 from jaxenergy.config import PROTOCOL, RunConfig
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.records import read_runs
-from jaxenergy.records.files import plain_text, read_document, write_json_atomic
+from jaxenergy.records.files import make_folder, plain_text, read_document, write_json_atomic
 from jaxenergy.studies import STUDIES
 from jaxenergy.studies.core import SCHEMA, Study, Verdict, gate_of, judge, to_json
 from jaxenergy.studies.grids import Context
@@ -129,7 +129,7 @@ def run(
     if request.csv:
         return _judge_csv(request, judged, observer.say)
     _machine_names(request.machines)  # refused before the runs, not after them
-    (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(request.out / RESULTS_FOLDER)
     designed = designs(request)
     configs = all_runs(designed)
     rows: dict[str, Row] = {}
@@ -305,7 +305,7 @@ def _judge_csv(
     table = Table(read_csv_rows(request.csv, request.csv_dataset, left_out.append))
     for text in left_out:
         say(text)
-    (request.out / RESULTS_FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(request.out / RESULTS_FOLDER)
     machine = {
         "files": [path.name for path in request.csv],
         "data set": request.csv_dataset,

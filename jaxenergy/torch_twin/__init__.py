@@ -12,8 +12,8 @@ try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
     raise UsageError(
-        f"PyTorch cannot be imported ({error}): pip install 'jaxenergy[torch]'; the smaller build"
-        " for the CPU alone: pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        f"PyTorch cannot be imported ({error}): pip install -c constraints.txt -e '.[torch]'; the"
+        " smaller build for the CPU alone: pip install torch --index-url https://download.pytorch.org/whl/cpu"
     ) from error
 
 from jaxenergy.torch_twin.activations import ACTIVATIONS
