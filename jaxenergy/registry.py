@@ -82,9 +82,8 @@ def load_attribute(spec: str, what: str) -> object:
     if not module_name or not attribute:
         raise UsageError(f"{what}={spec} is not of the form module:attribute.")
     if module_name.endswith(".py"):
-        raise UsageError(
-            f"{what}={spec} names a file.\nAllowed: its module, {module_name[:-3]}:{attribute}."
-        )
+        dotted = module_name.removesuffix(".py").replace("/", ".")
+        raise UsageError(f"{what}={spec} names a file.\nAllowed: its module, {dotted}:{attribute}.")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way; the user is told which

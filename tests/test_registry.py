@@ -40,8 +40,8 @@ def test_of_very_many_names_the_nearest_are_shown():
         ("math", "module:attribute"),
         ("no_such_module:f", "no_such_module"),
         (":f", "module:attribute"),
-        ("my/optimizers.py:f", "names a file"),
-        ("optimizers.py:f", "optimizers:f"),
+        ("my/optimizers.py:f", "my.optimizers:f"),
+        ("optimizers.py:f", "names a file"),
     ],
 )
 def test_a_plug_in_that_is_not_there_is_refused(spec, word):
