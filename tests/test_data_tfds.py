@@ -266,7 +266,7 @@ def _message_without_network(url, monkeypatch, tmp_path):
         data.load("cifar10", data_dir=tmp_path)
     message = str(refused.value)
     assert len(message.splitlines()) == 3
-    assert re.search(r"\(1\).*small\.bin.*\(2\).*jaxenergy\[tfds\].*\(3\).*array_record", message)
+    assert re.search(r"\(1\).*small\.bin.*\(2\).*\[tfds\].*\(3\).*array_record", message)
     return message
 
 

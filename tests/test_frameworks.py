@@ -636,7 +636,7 @@ def test_a_signal_ends_the_process_and_all_that_it_started(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_prepared(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(comparison, "_prepare", lambda *given: pytest.fail("it was prepared"))
-    with pytest.raises(UsageError, match=r"(?s)file cannot be made.*--out"):
+    with pytest.raises(UsageError, match=r"(?s)file/c cannot be made.*--out"):
         comparison.run(make_design(), tmp_path / "file" / "c")
 
 

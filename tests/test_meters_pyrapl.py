@@ -168,7 +168,7 @@ def test_importing_pyrapl_leaves_logging_alone(capfd):
 
 def test_without_pyrapl_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyRAPL", None)
-    with pytest.raises(MeterUnavailable, match=r"pip install 'jaxenergy\[rapl\]'"):
+    with pytest.raises(MeterUnavailable, match=r"pip install -c constraints.txt -e '\.\[rapl\]'"):
         PyraplMeter(Machine())
 
 

@@ -35,7 +35,7 @@ from jaxenergy.frameworks.summary import (
     summarise,
     why_losses_differ,
 )
-from jaxenergy.records.files import make_folder, read_document, write_json_atomic
+from jaxenergy.records.files import check_can_be_made, make_folder, read_document, write_json_atomic
 from jaxenergy.records.lock import FolderLock
 from jaxenergy.units import format_si
 
@@ -151,7 +151,7 @@ def run(
         if begun is not None:
             _refuse_another(begun, design, folder)
         first = None
-        make_folder(folder.parent)  # what takes minutes comes after it
+        check_can_be_made(folder)  # what takes minutes comes after it
         if begun is None:
             # What is wrong with a comparison, its first preparation finds, before anything is kept.
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -72,14 +72,31 @@ def make_folder(folder: Path) -> None:
     Raises:
         UsageError: it cannot be made, or nothing can be written into it.
     """
+    check_can_be_made(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+    except OSError as error:
+        raise _cannot_be_made(folder, error) from error
+
+
+def check_can_be_made(folder: Path) -> None:
+    """Looks whether a folder can be made and written to; leaves nothing behind.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be made or written to: {reason_of(error)}.\nChoose another --out."
-        ) from error
+        raise _cannot_be_made(folder, error) from error
+
+
+def _cannot_be_made(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{folder} cannot be made or written to: {reason_of(error)}.\nChoose another --out."
+    )
 
 
 def dump_json(value: object, what: str, indent: int | None = None) -> str:
