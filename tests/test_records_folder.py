@@ -88,27 +88,36 @@ def test_unnamed_runs_are_numbered_and_an_unfinished_one_is_continued(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["completed", "target_reached"])
-@pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["same", "other"])
-def test_a_complete_named_run_says_so_and_nothing_is_to_be_done(tmp_path, status, config):
+def test_a_complete_named_run_says_so_and_nothing_is_to_be_done(tmp_path, status):
     path = make_run(tmp_path, status=status)
     before = contents(path)
-    choice = choose(tmp_path, config, name="x")
+    choice = choose(tmp_path, name="x")
     assert choice.action == NOTHING
-    assert f"is complete ({status}" in choice.message
-    assert ("another config" in choice.message) == (config is OTHER)
+    assert f"is complete ({status})" in choice.message
     with pytest.raises(UsageError, match="is complete"):
         choice.create()
     assert contents(path) == before
 
 
-def test_an_unfinished_run_of_another_config_is_refused_with_the_flags_that_differ(tmp_path):
-    make_run(tmp_path)
+@pytest.mark.parametrize("status", [None, "preempted", "completed", "target_reached"])
+def test_a_named_run_of_another_config_is_refused_with_the_flags_that_differ(tmp_path, status):
+    path = make_run(tmp_path, status=status)
+    before = contents(path)
     with pytest.raises(UsageError) as refusal:
         choose(tmp_path, OTHER, name="x")
     assert "--optimizer=sgd there, adam here" in str(refusal.value)
     assert "quiet" not in str(refusal.value)  # not part of the id
     assert "seed" not in str(refusal.value)  # the same
+    assert "another --name; --overwrite" in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 3
+    assert contents(path) == before
+
+
+def test_a_complete_run_of_an_older_protocol_is_refused_with_its_protocol(tmp_path):
+    make_run(tmp_path, config={**CONFIG, "protocol": 1}, status="completed")
+    now = {**CONFIG, "id": OTHER["id"], "protocol": 2}
+    with pytest.raises(UsageError, match="its protocol: 1 there, 2 here"):
+        choose(tmp_path, now, name="x")
 
 
 def test_a_failed_named_run_is_refused_with_its_reason(tmp_path):

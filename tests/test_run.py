@@ -120,6 +120,19 @@ def test_a_finished_run_is_not_run_again(finished):
     assert (record.path / "windows.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_is_not_taken_for_one_of_other_flags(finished):
+    out, _, _ = finished
+    ended = subprocess.run(
+        command(out, "--name=first", "--meters=auto", "--idle_seconds=0.2", "--depth=2"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "--depth=1 there, 2 here" in ended.stderr
+    assert ended.stdout == ""
+
+
 def test_the_same_config_gives_the_same_numbers_bit_for_bit(finished, tmp_path):
     first = finished[1]
     again, _ = run(tmp_path, "--meters=none")

@@ -417,20 +417,19 @@ def _choose_action(
     if overwrite:
         return OVERWRITE, f"{path} exists and is moved aside; the run starts anew."
     again = "--overwrite moves it aside and starts anew."
-    if found.state == COMPLETED:
-        status = (found.summary or {})["status"]
-        whose = "" if theirs["id"] == config["id"] else ", of another config"
-        return NOTHING, f"{path} is complete ({status}{whose}). {again}"
     if found.state == FAILED:
         raise UsageError(f"{path} failed: {found.why}.\n{again}")
-    if found.state != UNFINISHED:
+    if found.state not in (COMPLETED, UNFINISHED):
         raise UsageError(f"{path} cannot be continued: {found.why}.\n{again}")
     if theirs["id"] != config["id"]:
+        state = "complete" if found.state == COMPLETED else "unfinished"
         raise UsageError(
-            f"{path} is unfinished and belongs to another config. It differs in\n"
+            f"{path} is {state} and belongs to another config. It differs in\n"
             f"{_differences(theirs, _as_read(config), identity)}.\n"
             f"Give the same flags, or another --name; {again}"
         )
+    if found.state == COMPLETED:
+        return NOTHING, f"{path} is complete ({(found.summary or {})['status']}). {again}"
     if resume == "never":
         raise UsageError(f"{path} is unfinished and --resume=never.\n{again}")
     return RESUME, f"{path} is unfinished and is continued."
@@ -447,7 +446,8 @@ def _differences(
         if theirs.get(key) != ours.get(key)
     ]
     if not differing:
-        return f"its id: {plain_text(theirs['id'], 60)} there, {ours['id']} here"
+        name = "id" if theirs.get("protocol") == ours.get("protocol") else "protocol"
+        return f"its {name}: {plain_text(theirs.get(name), 60)} there, {ours.get(name)} here"
     more = len(differing) - _MAX_FLAGS_SHOWN
     shown = "; ".join(differing[:_MAX_FLAGS_SHOWN])
     return f"{shown}; and {more} more" if more > 0 else shown

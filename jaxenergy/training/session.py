@@ -135,7 +135,7 @@ def _as_it_is(config: RunConfig, choice: FolderChoice) -> Result:
         UsageError: the data that the same settings name are no longer those that it learned from.
     """
     found = read_run(choice.path)
-    if (found.config or {}).get("id") == config.id and found.data_digest is not None:
+    if found.data_digest is not None:
         source = None
         with contextlib.suppress(UsageError):  # they are gone: there are no others to train on
             source = load_source(config)
