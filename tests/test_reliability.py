@@ -398,7 +398,9 @@ def test_a_folder_in_use_is_refused_read_by_anybody_and_its_end_is_noticed(tmp_p
     while second.poll() is None:
         lengths.append(len(read_run(folder).windows))
         time.sleep(0.02)
-    assert_ended_plainly(finish(second, 2), f"in use by process {process.pid}")
+    output = finish(second, 2)
+    assert_ended_plainly(output, f"in use by process {process.pid}")
+    assert "is continued" not in output  # it was not
     assert lengths == sorted(lengths)
     assert lengths[-1] > lengths[0]
     folder.rename(tmp_path / "gone")

@@ -104,9 +104,8 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 source = load_source(config)
             plan = _plan(config, source, device.platform, observer.say)
             observer.say(_headline(plan, device))
-            for sentence in (choice.message, *meters.notes):
-                if sentence:
-                    observer.say(sentence)
+            for sentence in meters.notes:
+                observer.say(sentence)
             sessions: list[_Session] = []
             with (
                 Interruption(
@@ -114,8 +113,10 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 ) as interruption,
                 _create(choice, plan, meters, described) as folder,
             ):
-                for note in folder.notes:
-                    observer.say(note)
+                # Only now: until the folder was locked, another process might have had it.
+                for sentence in (choice.message, *folder.notes):
+                    if sentence:
+                        observer.say(sentence)
                 environment = read_environment(
                     devices=[described], meters=meters, runtime=runtime_facts
                 )
