@@ -388,6 +388,42 @@ def test_an_optimizer_of_the_user_s_own_is_trained_with(tmp_path):
     assert record.config["resolved"]["schedule"] == "cosine"
 
 
+def test_a_run_is_not_that_of_other_code_of_its_optimizer(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import optax\ndef plain(learning_rate=0.1):\n    return optax.sgd(learning_rate)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    flags = ["--optimizer=mine:plain", "--name=x", "--meters=none"]
+    record, _ = run(tmp_path / "runs", *flags, env=env)
+    assert record.config["resolved"]["optimizer_source"]["file"] == "mine.py"
+    assert record.optimizer_digest.startswith("sha256:")
+    code.write_text(code.read_text().replace("(learning_rate)", "(learning_rate * 0)"))
+
+    def refused(*words):
+        ended = subprocess.run(
+            command(tmp_path / "runs", *flags), capture_output=True, text=True, check=False, env=env
+        )
+        assert ended.returncode == 2
+        assert all(word in ended.stderr for word in (*words, "--overwrite"))
+        assert len(ended.stderr.strip().splitlines()) <= 3
+
+    refused("is complete", "other code", record.optimizer_digest)
+    summary = (record.path / "summary.json").read_bytes()
+    (record.path / "summary.json").unlink()
+    refused("cannot be continued", "optimizer_source.digest was", record.optimizer_digest)
+
+    # A record from before the code was told is taken as it is, unfinished and complete.
+    config = json.loads((record.path / "config.json").read_text())
+    del config["resolved"]["optimizer_source"]
+    (record.path / "config.json").write_text(json.dumps(config))
+    _, printed = run(tmp_path / "runs", *flags, env=env)
+    assert "going on from update 40" in printed
+    (record.path / "summary.json").write_bytes(summary)
+    _, printed = run(tmp_path / "runs", *flags, env=env)
+    assert "is complete" in printed
+
+
 @pytest.mark.slow
 def test_the_default_run_learns_the_digits(tmp_path):
     """The README's first command, less its two seconds of idle before and after."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jaxenergy import data, energy
+from jaxenergy import data, energy, optimizers
 from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
 from jaxenergy.energy.windows import TARGET_RELATIVE_SE, relative_window_error
@@ -133,7 +133,8 @@ def _as_it_is(config: RunConfig, choice: FolderChoice) -> Result:
     """The result of a run that is complete already.
 
     Raises:
-        UsageError: the data that the same settings name are no longer those that it learned from.
+        UsageError: the data, or the plug-in's code, that the same settings name are no longer those
+            that it was trained with.
     """
     found = read_run(choice.path)
     if found.data_digest is not None:
@@ -141,13 +142,24 @@ def _as_it_is(config: RunConfig, choice: FolderChoice) -> Result:
         with contextlib.suppress(UsageError):  # they are gone: there are no others to train on
             source = load_source(config)
         if source is not None and source.digest != found.data_digest:
-            raise UsageError(
-                f"{choice.path} is complete, and was trained on other data than "
-                f"--dataset={plain_text(config.dataset)} is now: its digest was "
-                f"{plain_text(found.data_digest)}, and is {source.digest}.\n"
-                "Give the run another --name, or start anew: --overwrite moves the folder aside."
-            )
+            on = f"on other data than --dataset={plain_text(config.dataset)} is now"
+            raise _trained_otherwise(choice.path, on, found.data_digest, source.digest)
+    code = optimizers.read_plug_in_source(
+        config.optimizer, optimizers.parse_args(config.optimizer_args)
+    )
+    if code is not None and found.optimizer_digest not in (None, code["digest"]):
+        by = f"by other code than --optimizer={plain_text(config.optimizer)} is now"
+        raise _trained_otherwise(choice.path, by, found.optimizer_digest, code["digest"])
     return Result(choice.path, choice.message, found.summary or {})
+
+
+def _trained_otherwise(path: Path, how: str, was: str | None, is_now: str) -> UsageError:
+    """The refusal of a complete run that the same settings would not give again."""
+    return UsageError(
+        f"{path} is complete, and was trained {how}: its digest was {plain_text(was)}, "
+        f"and is {is_now}.\n"
+        "Give the run another --name, or start anew: --overwrite moves the folder aside."
+    )
 
 
 def load_source(config: RunConfig) -> data.Dataset | data.ControlTask:
@@ -214,8 +226,8 @@ def _create(
 ) -> RunFolder:
     """Makes or takes the folder, its config completed by what was resolved.
 
-    What is resumed must go on as it began: with the same data, on the same domains, and on the
-    same kind of device.
+    What is resumed must go on as it began: with the same data, the same code of a plug-in, on the
+    same domains, and on the same kind of device.
     """
     resolved = {
         **plan.resolved(),
@@ -226,6 +238,8 @@ def _create(
     if choice.action == "resume":
         began = _leaves((read_run(choice.path).config or {}).get("resolved", {}))
         now = _leaves(json.loads(json.dumps(resolved)))
+        if "optimizer_source.digest" not in began:  # an older record does not tell the code
+            now = {k: v for k, v in now.items() if not k.startswith("optimizer_source.")}
         differing = [
             f"{name} was {began.get(name)} and is {now.get(name)}"
             for name in {**began, **now}
