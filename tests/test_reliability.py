@@ -360,6 +360,42 @@ def test_a_run_whose_lines_are_gone_is_not_continued_and_keeps_its_checkpoints(
     assert killed_runs.committed(folder) == before
 
 
+def test_where_no_checkpoint_is_left_that_is_said(tmp_path, tree, reference):
+    folder = unfinished(reference, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    output = finish(start(tmp_path, tree))
+    assert "no checkpoint is there" in output
+    assert "going on from update 0" in output
+    run = read_run(folder)
+    assert run.summary is not None
+    assert [w for w in run.summary["warnings"] if "no checkpoint" in w] == [
+        "attempt 1 went on from update 0: no checkpoint is there, and what was trained before is "
+        "lost"
+    ]
+    assert run.summary["energy_j"]["by_phase"]["lost"] > 0
+    assert killed_runs.violations(folder, reference, [], tree) == []
+
+
+def test_a_run_that_had_not_begun_to_train_has_lost_nothing(tmp_path, tree, reference):
+    folder = unfinished(reference, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("windows.jsonl", "metrics.jsonl"):
+        (folder / name).unlink()
+    assert "no checkpoint" not in finish(start(tmp_path, tree))
+
+
+def test_evaluations_that_are_gone_are_said(tmp_path, tree, reference):
+    folder = unfinished(reference, tmp_path)
+    (folder / "metrics.jsonl").unlink()
+    finish(start(tmp_path, tree))
+    summary = read_run(folder).summary
+    assert summary is not None
+    assert [warning for warning in summary["warnings"] if "metrics.jsonl" in warning] == [
+        "metrics.jsonl lacks 5 of the evaluations that windows.jsonl tells of, the first at update "
+        "1,000"
+    ]
+
+
 # -------------------------------------------------------------------------------- disk and folder
 
 

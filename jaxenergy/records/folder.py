@@ -226,20 +226,25 @@ class RunFolder:
             self._windows.append(line)
             self._account.add(line)
 
-    def append_rollback(self, to_update: int, evaluated_at: int | None = None) -> None:
+    def append_rollback(
+        self, to_update: int, evaluated_at: int | None = None, why: str | None = None
+    ) -> None:
         """Records that this process goes on from a checkpoint, and so which windows are lost.
 
         Args:
             to_update: updates made at that checkpoint; 0 where there was none.
             evaluated_at: the update of the last evaluation that it knows, where one at its own
                 update is due and will be made, perhaps anew; None where none is.
+            why: what was amiss, for the summary's warnings; None where nothing was.
 
         Raises:
             RunError: as for `append_window`.
         """
-        event = {"event": ROLLBACK, "to_update": to_update, "attempt": self.attempt}
+        event: dict[str, Any] = {"event": ROLLBACK, "to_update": to_update, "attempt": self.attempt}
         if evaluated_at is not None:
             event["evaluated_at"] = evaluated_at
+        if why is not None:
+            event["why"] = why
         self.append_window(event)
 
     def account(self) -> dict[str, Any]:

@@ -395,11 +395,17 @@ class _Session:
             return state, Progress()
         with self.ledger.phase("checkpoint"):
             restored = checkpoints.restore(state, self.observer.say, self._fault_of)
-        state, progress = (state, Progress()) if restored is None else restored
+        why = None
+        if restored is None:
+            restored = state, Progress()
+            if self._had_trained():
+                why = "no checkpoint is there, and what was trained before is lost"
+                self.observer.say(why)
+        state, progress = restored
         update, evaluated_at = progress.update, progress.evaluated_at
         # Saved amid an evaluation, it does not know of one that an attempt has made since.
         is_due = self.plan.evaluates_at(update) and update > evaluated_at
-        self.folder.append_rollback(update, evaluated_at if is_due else None)
+        self.folder.append_rollback(update, evaluated_at if is_due else None, why)
         self.observer.say(f"going on from update {progress.update:,}")
         return state, progress
 
@@ -410,6 +416,11 @@ class _Session:
         return (
             f"windows.jsonl has no longer the {progress.account.get('lines')} lines of its account"
         )
+
+    def _had_trained(self) -> bool:
+        """Whether an attempt at this run, as far as it is recorded, had made an update."""
+        record = self.folder.read()
+        return bool(record.metrics) or any(line.get("updates") for line in record.windows)
 
     def _read_earlier_j(self) -> float | None:
         """The counted joules of earlier attempts at this run."""
