@@ -350,14 +350,64 @@ def test_a_run_goes_on_from_the_newest_checkpoint_whose_lines_are_there(tmp_path
     assert killed_runs.violations(folder, reference, [], tree) == []
 
 
-def test_a_run_whose_lines_are_gone_is_not_continued_and_keeps_its_checkpoints(
+def preempted(reference: Path, out: Path) -> Path:
+    """A run that a signal ended after its last checkpoint."""
+    folder = shutil.copytree(reference, out / NAME)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "status": "preempted"}))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def remove_the_lines(folder: Path) -> None:
+    (folder / "windows.jsonl").unlink()
+
+
+def remove_the_progress(folder: Path) -> None:
+    for progress in (folder / "checkpoints").glob("*/progress/metadata"):
+        progress.unlink()
+
+
+def remove_the_states(folder: Path) -> None:
+    for state in (folder / "checkpoints").glob("*/state"):
+        shutil.rmtree(state)
+
+
+LOSSES = [remove_the_lines, remove_the_progress, remove_the_states]
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
+def test_a_run_that_lacks_what_it_would_go_on_from_is_left_as_it_is(
+    lose, tmp_path, tree, reference
+):
+    folder = preempted(reference, tmp_path)
+    lose(folder)
+    before = contents(folder)
+    assert_ended_plainly(finish(start(tmp_path, tree), 1), "none of the 2 checkpoints can be used")
+    assert contents(folder) == before
+
+
+def test_a_run_whose_states_are_damaged_keeps_its_checkpoints_and_a_summary(
     tmp_path, tree, reference
 ):
-    folder = unfinished(reference, tmp_path)
-    (folder / "windows.jsonl").write_text("")
-    before = killed_runs.committed(folder)
+    folder = preempted(reference, tmp_path)
+    for state in (folder / "checkpoints").glob("*/state"):
+        truncate(state)
+    before, summary = contents(folder / "checkpoints"), read_run(folder).summary
     assert_ended_plainly(finish(start(tmp_path, tree), 1), "none of the 2 checkpoints can be used")
-    assert killed_runs.committed(folder) == before
+    assert contents(folder / "checkpoints") == before
+    run = read_run(folder)
+    assert run.state == "unfinished"
+    assert summary is not None
+    assert run.summary is not None
+    assert "none of the 2 checkpoints" in run.summary["why"]["status"]
+    assert run.summary["updates"] == summary["updates"]
+    joules = [line["energy_j"]["cpu:package-0"] for line in run.windows if "phase" in line]
+    assert run.summary["energy_j"]["metered"] == pytest.approx(sum(joules))
+    assert run.summary["energy_j"]["metered"] > summary["energy_j"]["metered"]
 
 
 def test_where_no_checkpoint_is_left_that_is_said(tmp_path, tree, reference):
@@ -492,11 +542,6 @@ HARMS = {
 def test_what_cannot_be_continued_is_said_by_the_driver_and_left_as_it_is(
     tmp_path, tree, reference
 ):
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {
-            str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-        }
-
     processes = {}
     for harm in HARMS:
         folder = shutil.copytree(reference, tmp_path / harm.__name__ / NAME)

@@ -26,8 +26,15 @@ from jaxenergy.models import Model
 from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, read_run, summarise
 from jaxenergy.records.environment import read_device_name, read_environment
 from jaxenergy.records.files import plain_text
+from jaxenergy.records.folder import lines_begin_with
+from jaxenergy.records.schema import CHECKPOINTS_FOLDER
 from jaxenergy.records.summary import add_energy
-from jaxenergy.training.checkpoint import Checkpoints, Progress
+from jaxenergy.training.checkpoint import (
+    Checkpoints,
+    Progress,
+    UnusableCheckpoints,
+    refuse_unusable,
+)
 from jaxenergy.training.control import (
     ControlPlan,
     ControlPrograms,
@@ -252,7 +259,19 @@ def _create(
                 "Mend what differs, or start anew: --overwrite moves the folder aside."
             )
     config = {**choice.config, "resolved": resolved}
-    return dataclasses.replace(choice, config=config).create()
+    return dataclasses.replace(choice, config=config).create(_refuse_unusable)
+
+
+def _refuse_unusable(folder: Path) -> None:
+    """Refuses a run that cannot be gone on with, as far as that can be told beforehand."""
+    refuse_unusable(folder / CHECKPOINTS_FOLDER, lambda account: _fault_of_account(folder, account))
+
+
+def _fault_of_account(folder: Path, account: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint cannot be gone on from with the energy account whole, or None."""
+    if not account or lines_begin_with(folder, account):
+        return None
+    return f"windows.jsonl has no longer the {account.get('lines')} lines of its account"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -322,6 +341,12 @@ class _Session:
         """Compiles, trains, evaluates, measures idle, and writes the summary."""
         try:
             outcome = self._train(lambda: interruption.signum is not None)
+        except UnusableCheckpoints as error:
+            # No fault of the run: it stays unfinished, with the summary that was removed as this
+            # process began to work on it, and what the attempt took.
+            self.ledger.close()
+            self._write_summary("preempted", str(error).partition("\n")[0])
+            raise
         except RunError:
             # The disk is full or the like, no fault of the run: it stays unfinished, without a
             # summary, and the same command goes on. The lines that still can be written are.
@@ -394,7 +419,11 @@ class _Session:
         if not self.folder.resumed:
             return state, Progress()
         with self.ledger.phase("checkpoint"):
-            restored = checkpoints.restore(state, self.observer.say, self._fault_of)
+            restored = checkpoints.restore(
+                state,
+                self.observer.say,
+                lambda progress: _fault_of_account(self.folder.path, progress.account),
+            )
         why = None
         if restored is None:
             restored = state, Progress()
@@ -408,14 +437,6 @@ class _Session:
         self.folder.append_rollback(update, evaluated_at if is_due else None, why)
         self.observer.say(f"going on from update {progress.update:,}")
         return state, progress
-
-    def _fault_of(self, progress: Progress) -> str | None:
-        """Why a checkpoint cannot be gone on from with the energy account whole, or None."""
-        if not progress.account or self.folder.begins_with(progress.account):
-            return None
-        return (
-            f"windows.jsonl has no longer the {progress.account.get('lines')} lines of its account"
-        )
 
     def _had_trained(self) -> bool:
         """Whether an attempt at this run, as far as it is recorded, had made an update."""
