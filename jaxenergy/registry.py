@@ -4,8 +4,11 @@ A registry maps a name to an entry and a line of description, refuses unknown na
 match, and loads `module:attribute` plug-ins, only when a person named them.
 """
 
+import hashlib
 import importlib
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from jaxenergy.errors import UsageError, unknown_value
@@ -95,3 +98,26 @@ def load_attribute(spec: str, what: str) -> object:
         names = [f"{module_name}:{name}" for name in public if not name.startswith("_")]
         raise unknown_value(what, spec, names)
     return getattr(module, attribute)
+
+
+def read_source(spec: str) -> dict[str, str] | None:
+    """The file of a plug-in's module, by which its code is told from other code of that name.
+
+    What the module imports is not looked at.
+
+    Args:
+        spec: as for `load_attribute`.
+
+    Returns:
+        `file`, its name, and `digest`, `sha256:` and 64 hexadecimal digits; None where there is no
+        such module, or none with a file that can be read.
+    """
+    try:
+        module = importlib.util.find_spec(spec.partition(":")[0])
+        if module is None or module.origin is None or not module.has_location:
+            return None
+        path = Path(module.origin)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except Exception:  # a package around the module may fail in any way
+        return None
+    return {"file": path.name, "digest": f"sha256:{digest}"}

@@ -642,6 +642,17 @@ def test_a_users_own_optimizer(plug_in):
         optimizers.build(f"{plug_in}:halving", {"powr": "2"}, total_updates=1)
 
 
+def test_which_code_a_users_optimizer_is_is_told_also_where_another_wraps_it(plug_in):
+    def source(name, args=None):
+        return optimizers.build(name, args, total_updates=1, learning_rate=0.1).source
+
+    own = source(f"{plug_in}:halving")
+    assert own is not None
+    assert own["file"] == f"{plug_in}.py"
+    assert source("lookahead", {"base": f"{plug_in}:halving"}) == own
+    assert source("lookahead") is source("sgd") is source("optax:sgd") is None
+
+
 def test_a_users_function_that_takes_any_argument_is_given_any(plug_in):
     built = optimizers.build(
         f"{plug_in}:anything", {"momentum": "0.9", "nesterov": "true"}, total_updates=1

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jaxenergy.errors import RunError, UsageError
 from jaxenergy.records import RecordError, choose_folder, read_run
 from jaxenergy.records.files import LineWriter, read_lines, write_json_atomic
-from jaxenergy.records.folder import NOTHING, OVERWRITE, RESUME, START
+from jaxenergy.records.folder import NOTHING, OVERWRITE, RESUME, START, lines_begin_with
 from jaxenergy.records.lock import FolderLock
 
 CONFIG = {"id": "0123456789", "optimizer": "sgd", "seed": 0, "quiet": False}
@@ -88,27 +88,36 @@ def test_unnamed_runs_are_numbered_and_an_unfinished_one_is_continued(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["completed", "target_reached"])
-@pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["same", "other"])
-def test_a_complete_named_run_says_so_and_nothing_is_to_be_done(tmp_path, status, config):
+def test_a_complete_named_run_says_so_and_nothing_is_to_be_done(tmp_path, status):
     path = make_run(tmp_path, status=status)
     before = contents(path)
-    choice = choose(tmp_path, config, name="x")
+    choice = choose(tmp_path, name="x")
     assert choice.action == NOTHING
-    assert f"is complete ({status}" in choice.message
-    assert ("another config" in choice.message) == (config is OTHER)
+    assert f"is complete ({status})" in choice.message
     with pytest.raises(UsageError, match="is complete"):
         choice.create()
     assert contents(path) == before
 
 
-def test_an_unfinished_run_of_another_config_is_refused_with_the_flags_that_differ(tmp_path):
-    make_run(tmp_path)
+@pytest.mark.parametrize("status", [None, "preempted", "completed", "target_reached"])
+def test_a_named_run_of_another_config_is_refused_with_the_flags_that_differ(tmp_path, status):
+    path = make_run(tmp_path, status=status)
+    before = contents(path)
     with pytest.raises(UsageError) as refusal:
         choose(tmp_path, OTHER, name="x")
     assert "--optimizer=sgd there, adam here" in str(refusal.value)
     assert "quiet" not in str(refusal.value)  # not part of the id
     assert "seed" not in str(refusal.value)  # the same
+    assert "another --name; --overwrite" in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 3
+    assert contents(path) == before
+
+
+def test_a_complete_run_of_an_older_protocol_is_refused_with_its_protocol(tmp_path):
+    make_run(tmp_path, config={**CONFIG, "protocol": 1}, status="completed")
+    now = {**CONFIG, "id": OTHER["id"], "protocol": 2}
+    with pytest.raises(UsageError, match="its protocol: 1 there, 2 here"):
+        choose(tmp_path, now, name="x")
 
 
 def test_a_failed_named_run_is_refused_with_its_reason(tmp_path):
@@ -262,12 +271,12 @@ def test_the_account_is_that_of_the_lines_and_tells_when_they_are_gone(tmp_path)
     with choose(tmp_path, name="x").create() as folder:
         folder.append_rollback(3)
         assert folder.account() == {**account, "lines": 4}
-        assert folder.begins_with(account)
+        assert lines_begin_with(folder.path, account)
         for altered in ({}, {**account, "lines": 2}, {**account, "lines": "3"}, {"lines": -1}):
-            assert not folder.begins_with(altered)
+            assert not lines_begin_with(folder.path, altered)
         file = folder.path / "windows.jsonl"
         file.write_text(file.read_text().replace("0.1", "0.2"))
-        assert not folder.begins_with(account)
+        assert not lines_begin_with(folder.path, account)
 
 
 def test_the_same_environment_is_not_kept_twice(tmp_path):
@@ -292,6 +301,30 @@ def test_the_environment_of_each_attempt_with_lines_is_kept(tmp_path):
         "environment.json": "d",
     }
     assert all(environment["devices"] == 1 for environment in read.values())
+
+
+def test_the_environment_of_a_process_that_left_no_line_is_no_attempt_s(tmp_path):
+    for host in ("killed before its first line", "b"):
+        with choose(tmp_path, name="x").create() as folder:
+            folder.write_environment({"host": host})
+    assert [path.name for path in (tmp_path / "x").glob("env*.json")] == ["environment.json"]
+    assert read_run(tmp_path / "x").environment == {"host": "b"}
+
+
+def test_what_is_checked_before_a_run_is_continued_leaves_it_as_it_is(tmp_path):
+    path = make_run(tmp_path, status="preempted")
+    with open(path / "windows.jsonl", "a") as file:
+        file.write('{"torn')
+    (path / "metrics.jsonl").unlink()
+    before = contents(path)
+
+    def check(folder):
+        assert (folder / ".lock").exists()
+        raise RunError(f"not {folder.name}")
+
+    with pytest.raises(RunError, match="not x"):
+        choose(tmp_path, name="x").create(check)
+    assert contents(path) == before
 
 
 def test_overwriting_keeps_every_older_folder(tmp_path):

@@ -421,3 +421,25 @@ def test_an_evaluation_that_was_broken_off_is_lost_once_it_is_made_anew():
     lines += [{**rollback(20, 2), "evaluated_at": 10}, line("eval", 6.0, 0.0, **whole, attempt=2)]
     by_phase = summary_of(lines)["energy_j"]["by_phase"]
     assert (by_phase["eval"], by_phase[LOST]) == (3.0 + 6.0, 1.0 + 5.0)
+
+
+def evaluation(update, **others):
+    return line("eval", first_update=update, updates=0, **others)
+
+
+def test_where_an_attempt_had_to_begin_anew_the_summary_warns():
+    lines = [window(0, 10), {**rollback(0, 1), "why": "no checkpoint is there"}]
+    lines += [window(0, 10, attempt=1), rollback(10, 2), window(10, 10, attempt=2)]
+    warnings = summary_of(lines)["warnings"]
+    assert warnings == ["attempt 1 went on from update 0: no checkpoint is there"]
+
+
+def test_evaluations_without_a_line_of_metrics_are_warned_of_unless_undone_or_the_last():
+    lines = [window(0, 10), evaluation(10), window(10, 10), evaluation(20)]
+    metrics = [{"update": 10, "train_loss": 0.5, "validation_accuracy": 0.9}]
+    assert summary_of(lines, metrics)["warnings"] == []
+    (warning,) = summary_of(lines)["warnings"]
+    assert "lacks 1 of the evaluations" in warning
+    assert "update 10" in warning
+    lines += [rollback(0, 1), window(0, 10, attempt=1)]
+    assert summary_of(lines)["warnings"] == []

@@ -1,11 +1,12 @@
 """Names that are unknown are refused so that a person can mend them."""
 
+import hashlib
 import math
 
 import pytest
 
 from jaxenergy.errors import UsageError, unknown_value
-from jaxenergy.registry import Registry, load_attribute
+from jaxenergy.registry import Registry, load_attribute, read_source
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_list():
@@ -52,3 +53,19 @@ def test_a_plug_in_that_is_not_there_is_refused(spec, word):
 
 def test_a_plug_in_is_loaded():
     assert load_attribute("math:sqrt", "--optimizer") is math.sqrt
+
+
+def test_a_plug_in_is_told_from_another_of_its_name_by_its_own_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "told_by_its_file.py"
+    for code in ("import math\n", "import cmath\n"):
+        file.write_text(code)
+        assert read_source("told_by_its_file:f") == {
+            "file": file.name,
+            "digest": f"sha256:{hashlib.sha256(code.encode()).hexdigest()}",
+        }
+
+
+@pytest.mark.parametrize("spec", ["sys:exit", "no_such_module:f", "no_such.module:f", ":f"])
+def test_what_has_no_file_has_no_source(spec):
+    assert read_source(spec) is None

@@ -350,14 +350,100 @@ def test_a_run_goes_on_from_the_newest_checkpoint_whose_lines_are_there(tmp_path
     assert killed_runs.violations(folder, reference, [], tree) == []
 
 
-def test_a_run_whose_lines_are_gone_is_not_continued_and_keeps_its_checkpoints(
+def preempted(reference: Path, out: Path) -> Path:
+    """A run that a signal ended after its last checkpoint."""
+    folder = shutil.copytree(reference, out / NAME)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "status": "preempted"}))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def remove_the_lines(folder: Path) -> None:
+    (folder / "windows.jsonl").unlink()
+
+
+def remove_the_progress(folder: Path) -> None:
+    for progress in (folder / "checkpoints").glob("*/progress/metadata"):
+        progress.unlink()
+
+
+def remove_the_states(folder: Path) -> None:
+    for state in (folder / "checkpoints").glob("*/state"):
+        shutil.rmtree(state)
+
+
+LOSSES = [remove_the_lines, remove_the_progress, remove_the_states]
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
+def test_a_run_that_lacks_what_it_would_go_on_from_is_left_as_it_is(
+    lose, tmp_path, tree, reference
+):
+    folder = preempted(reference, tmp_path)
+    lose(folder)
+    before = contents(folder)
+    assert_ended_plainly(finish(start(tmp_path, tree), 1), "none of the 2 checkpoints can be used")
+    assert contents(folder) == before
+
+
+def test_a_run_whose_states_are_damaged_keeps_its_checkpoints_and_a_summary(
     tmp_path, tree, reference
 ):
-    folder = unfinished(reference, tmp_path)
-    (folder / "windows.jsonl").write_text("")
-    before = killed_runs.committed(folder)
+    folder = preempted(reference, tmp_path)
+    for state in (folder / "checkpoints").glob("*/state"):
+        truncate(state)
+    before, summary = contents(folder / "checkpoints"), read_run(folder).summary
     assert_ended_plainly(finish(start(tmp_path, tree), 1), "none of the 2 checkpoints can be used")
-    assert killed_runs.committed(folder) == before
+    assert contents(folder / "checkpoints") == before
+    run = read_run(folder)
+    assert run.state == "unfinished"
+    assert summary is not None
+    assert run.summary is not None
+    assert "none of the 2 checkpoints" in run.summary["why"]["status"]
+    assert run.summary["updates"] == summary["updates"]
+    joules = [line["energy_j"]["cpu:package-0"] for line in run.windows if "phase" in line]
+    assert run.summary["energy_j"]["metered"] == pytest.approx(sum(joules))
+    assert run.summary["energy_j"]["metered"] > summary["energy_j"]["metered"]
+
+
+def test_where_no_checkpoint_is_left_that_is_said(tmp_path, tree, reference):
+    folder = unfinished(reference, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    output = finish(start(tmp_path, tree))
+    assert "no checkpoint is there" in output
+    assert "going on from update 0" in output
+    run = read_run(folder)
+    assert run.summary is not None
+    assert [w for w in run.summary["warnings"] if "no checkpoint" in w] == [
+        "attempt 1 went on from update 0: no checkpoint is there, and what was trained before is "
+        "lost"
+    ]
+    assert run.summary["energy_j"]["by_phase"]["lost"] > 0
+    assert killed_runs.violations(folder, reference, [], tree) == []
+
+
+def test_a_run_that_had_not_begun_to_train_has_lost_nothing(tmp_path, tree, reference):
+    folder = unfinished(reference, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("windows.jsonl", "metrics.jsonl"):
+        (folder / name).unlink()
+    assert "no checkpoint" not in finish(start(tmp_path, tree))
+
+
+def test_evaluations_that_are_gone_are_said(tmp_path, tree, reference):
+    folder = unfinished(reference, tmp_path)
+    (folder / "metrics.jsonl").unlink()
+    finish(start(tmp_path, tree))
+    summary = read_run(folder).summary
+    assert summary is not None
+    assert [warning for warning in summary["warnings"] if "metrics.jsonl" in warning] == [
+        "metrics.jsonl lacks 5 of the evaluations that windows.jsonl tells of, the first at update "
+        "1,000"
+    ]
 
 
 # -------------------------------------------------------------------------------- disk and folder
@@ -398,7 +484,9 @@ def test_a_folder_in_use_is_refused_read_by_anybody_and_its_end_is_noticed(tmp_p
     while second.poll() is None:
         lengths.append(len(read_run(folder).windows))
         time.sleep(0.02)
-    assert_ended_plainly(finish(second, 2), f"in use by process {process.pid}")
+    output = finish(second, 2)
+    assert_ended_plainly(output, f"in use by process {process.pid}")
+    assert "is continued" not in output  # it was not
     assert lengths == sorted(lengths)
     assert lengths[-1] > lengths[0]
     folder.rename(tmp_path / "gone")
@@ -454,11 +542,6 @@ HARMS = {
 def test_what_cannot_be_continued_is_said_by_the_driver_and_left_as_it_is(
     tmp_path, tree, reference
 ):
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {
-            str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-        }
-
     processes = {}
     for harm in HARMS:
         folder = shutil.copytree(reference, tmp_path / harm.__name__ / NAME)

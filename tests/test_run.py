@@ -120,6 +120,19 @@ def test_a_finished_run_is_not_run_again(finished):
     assert (record.path / "windows.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_is_not_taken_for_one_of_other_flags(finished):
+    out, _, _ = finished
+    ended = subprocess.run(
+        command(out, "--name=first", "--meters=auto", "--idle_seconds=0.2", "--depth=2"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "--depth=1 there, 2 here" in ended.stderr
+    assert ended.stdout == ""
+
+
 def test_the_same_config_gives_the_same_numbers_bit_for_bit(finished, tmp_path):
     first = finished[1]
     again, _ = run(tmp_path, "--meters=none")
@@ -373,6 +386,42 @@ def test_an_optimizer_of_the_user_s_own_is_trained_with(tmp_path):
     assert record.config["resolved"]["optimizer_args"] == {"momentum": 0.9}
     assert record.config["resolved"]["learning_rate"] == 0.1
     assert record.config["resolved"]["schedule"] == "cosine"
+
+
+def test_a_run_is_not_that_of_other_code_of_its_optimizer(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import optax\ndef plain(learning_rate=0.1):\n    return optax.sgd(learning_rate)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    flags = ["--optimizer=mine:plain", "--name=x", "--meters=none"]
+    record, _ = run(tmp_path / "runs", *flags, env=env)
+    assert record.config["resolved"]["optimizer_source"]["file"] == "mine.py"
+    assert record.optimizer_digest.startswith("sha256:")
+    code.write_text(code.read_text().replace("(learning_rate)", "(learning_rate * 0)"))
+
+    def refused(*words):
+        ended = subprocess.run(
+            command(tmp_path / "runs", *flags), capture_output=True, text=True, check=False, env=env
+        )
+        assert ended.returncode == 2
+        assert all(word in ended.stderr for word in (*words, "--overwrite"))
+        assert len(ended.stderr.strip().splitlines()) <= 3
+
+    refused("is complete", "other code", record.optimizer_digest)
+    summary = (record.path / "summary.json").read_bytes()
+    (record.path / "summary.json").unlink()
+    refused("cannot be continued", "optimizer_source.digest was", record.optimizer_digest)
+
+    # A record from before the code was told is taken as it is, unfinished and complete.
+    config = json.loads((record.path / "config.json").read_text())
+    del config["resolved"]["optimizer_source"]
+    (record.path / "config.json").write_text(json.dumps(config))
+    _, printed = run(tmp_path / "runs", *flags, env=env)
+    assert "going on from update 40" in printed
+    (record.path / "summary.json").write_bytes(summary)
+    _, printed = run(tmp_path / "runs", *flags, env=env)
+    assert "is complete" in printed
 
 
 @pytest.mark.slow

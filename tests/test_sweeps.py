@@ -521,6 +521,27 @@ def test_runs_on_other_data_are_left_alone_and_said(tmp_path):
     assert (again["cells"][0]["run"], again["cells"][0]["wall_s"]) == (after["run"], None)
 
 
+def test_runs_by_other_code_of_an_optimizer_are_left_alone_and_said(tmp_path):
+    code = tmp_path / "mine.py"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    flags = ["--grid=optimizer=mine:plain,sgd", "--seeds=1", "--updates=3"]
+    code.write_text("from optax import sgd\ndef plain(learning_rate=0.1): return sgd(0.1)\n")
+    first, _ = run_sweep(tmp_path, *flags, env=env)
+    code.write_text("from optax import sgd\ndef plain(learning_rate=0.1): return sgd(0.001)\n")
+    second, printed = run_sweep(tmp_path, *flags, env=env)
+    assert states(second) == {"completed": 2}
+    (warning,) = second["warnings"]
+    assert "1 run of the same settings" in warning
+    assert "other code than --optimizer names now" in warning
+    assert "left alone" in printed
+    anew = [cell for cell in second["cells"] if cell["wall_s"] is not None]
+    assert [cell["settings"]["optimizer"] for cell in anew] == ["mine:plain"]
+    assert anew[0]["run"] == f"{anew[0]['run_id']}-r1"
+    assert f"{anew[0]['run_id']}-r0" in [cell["run"] for cell in first["cells"]]
+    again, _ = run_sweep(tmp_path, *flags, env=env)
+    assert {cell["wall_s"] for cell in again["cells"]} == {None}
+
+
 def test_a_dry_run_says_what_it_knows_and_writes_nothing(swept, tmp_path):
     folder, _, _ = swept
     before = sorted(folder.rglob("*"))

@@ -21,9 +21,17 @@ from jaxenergy.errors import UsageError
 from jaxenergy.optimizers.hyper_parameters import arguments_of, plug_in_arguments
 from jaxenergy.optimizers.schedules import SCHEDULES, build_schedule
 from jaxenergy.optimizers.table import OPTIMIZERS, Row, line_search_iterations, searches
-from jaxenergy.registry import load_attribute
+from jaxenergy.registry import load_attribute, read_source
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "Settings", "build", "parse_args"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Optimizer",
+    "Settings",
+    "build",
+    "parse_args",
+    "read_plug_in_source",
+]
 
 PyTree = Any
 
@@ -63,6 +71,7 @@ class Optimizer:
         tx: the Optax transformation: clipping, decay where it is coupled, the optimizer.
         row: what the table says of it.
         settings: what it was asked for beyond its hyper-parameters, the schedule resolved.
+        source: the file of a plug-in, as `read_plug_in_source` gives it; None for Optax's own.
     """
 
     name: str
@@ -72,6 +81,7 @@ class Optimizer:
     tx: optax.GradientTransformationExtraArgs
     row: Row
     settings: Settings
+    source: Mapping[str, str] | None
 
     @property
     def per_example_gradients(self) -> bool:
@@ -142,6 +152,25 @@ class Optimizer:
 def parse_args(text: str) -> dict[str, str]:
     """Splits `--optimizer_args`, e.g. `momentum=0.9,nesterov=true`, into texts by name."""
     return split_arguments(text, "--optimizer_args")
+
+
+def read_plug_in_source(
+    name: str, args: Mapping[str, object] | None = None
+) -> dict[str, str] | None:
+    """The file of the user's own code in an optimizer, which a name alone does not tell.
+
+    Args:
+        name: the optimizer's name, or `module:function`.
+        args: its hyper-parameters, of which `base` may be a `module:function`.
+
+    Returns:
+        `file` and `digest`, as `registry.read_source` gives them; None for Optax's optimizers,
+        whose versions are recorded, and where the module has no file.
+    """
+    spec = name if ":" in name else str((args or {}).get("base", ""))
+    if ":" not in spec or spec.partition(":")[0].partition(".")[0] == optax.__name__:
+        return None
+    return read_source(spec)
 
 
 def build(
@@ -251,6 +280,7 @@ def _build(name: str, args: dict[str, object], settings: Settings) -> Optimizer:
         tx=_with_plain_state(transformation),
         row=row,
         settings=settings,
+        source=base.source if base is not None else read_plug_in_source(name),
     )
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,12 @@ class FolderChoice:
     message: str
     config: Mapping[str, Any]
 
-    def create(self) -> "RunFolder":
+    def create(self, check: Callable[[Path], None] = lambda path: None) -> "RunFolder":
         """Takes the folder: makes and locks it, moves an old one aside, writes `config.json`.
+
+        Args:
+            check: called with a folder that is to be resumed, once it is locked and before anything
+                in it is altered; may refuse it by an exception.
 
         Returns:
             The folder, ready to be written.
@@ -92,18 +96,19 @@ class FolderChoice:
         if self.action == NOTHING:
             raise UsageError(self.message)
         if self.action == RESUME:
-            return self._resume()
+            return self._resume(check)
         dump_json(self.config, CONFIG_FILE)  # refuses a bad config before anything is touched
         if self.action == OVERWRITE:
             self._move_aside()
         return self._start()
 
-    def _resume(self) -> "RunFolder":
+    def _resume(self, check: Callable[[Path], None]) -> "RunFolder":
         lock = FolderLock(self.path)
         try:
             found = read_run(self.path)  # another process may have finished it meanwhile
             if found.state != UNFINISHED or (found.config or {}).get("id") != self.config["id"]:
                 raise UsageError(f"{self.path} was changed by another process; try again.")
+            check(self.path)
             folder = RunFolder(self.path, lock, resumed=True)  # refuses a corrupt one
         except BaseException:
             lock.release()
@@ -226,38 +231,31 @@ class RunFolder:
             self._windows.append(line)
             self._account.add(line)
 
-    def append_rollback(self, to_update: int, evaluated_at: int | None = None) -> None:
+    def append_rollback(
+        self, to_update: int, evaluated_at: int | None = None, why: str | None = None
+    ) -> None:
         """Records that this process goes on from a checkpoint, and so which windows are lost.
 
         Args:
             to_update: updates made at that checkpoint; 0 where there was none.
             evaluated_at: the update of the last evaluation that it knows, where one at its own
                 update is due and will be made, perhaps anew; None where none is.
+            why: what was amiss, for the summary's warnings; None where nothing was.
 
         Raises:
             RunError: as for `append_window`.
         """
-        event = {"event": ROLLBACK, "to_update": to_update, "attempt": self.attempt}
+        event: dict[str, Any] = {"event": ROLLBACK, "to_update": to_update, "attempt": self.attempt}
         if evaluated_at is not None:
             event["evaluated_at"] = evaluated_at
+        if why is not None:
+            event["why"] = why
         self.append_window(event)
 
     def account(self) -> dict[str, Any]:
         """What the lines so far say of the energy, for a checkpoint: see `Account.to_json`."""
         with self._appending:
             return self._account.to_json()
-
-    def begins_with(self, account: Mapping[str, Any]) -> bool:
-        """Whether the lines that an earlier `account` was made of are all still there.
-
-        Args:
-            account: from this process or from one before it.
-        """
-        lines = account.get("lines")
-        if not isinstance(lines, int) or lines < 0:
-            return False
-        first = itertools.islice(read_windows(self.path / WINDOWS_FILE), lines)
-        return Account(first).to_json() == account
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`; a number that is not finite becomes null with why.
@@ -280,7 +278,9 @@ class RunFolder:
             RunError: it cannot be written.
         """
         path = self.path / ENVIRONMENT_FILE
-        earlier = read_document(path) if self._environment_is_earlier else None
+        # Where no attempt has left a line, nothing was measured in the environment that is there.
+        is_kept = self._environment_is_earlier and self.attempt > 0
+        earlier = read_document(path) if is_kept else None
         aside = path.with_name(f"environment-{self.attempt - 1}.json")
         # It is there already where a process in between ended before its first line.
         if earlier not in (None, _as_read(environment)) and not os.path.lexists(aside):
@@ -314,6 +314,23 @@ class RunFolder:
         self._windows.close()
         self._metrics.close()
         self._lock.release()
+
+
+def lines_begin_with(folder: Path, account: Mapping[str, Any]) -> bool:
+    """Whether the lines that an earlier `RunFolder.account` was made of are all still there.
+
+    Args:
+        folder: the run's folder.
+        account: from this process or from one before it.
+
+    Raises:
+        RecordError: `windows.jsonl` is none that a run writes.
+    """
+    lines = account.get("lines")
+    if not isinstance(lines, int) or lines < 0:
+        return False
+    first = itertools.islice(read_windows(folder / WINDOWS_FILE), lines)
+    return Account(first).to_json() == account
 
 
 def choose_folder(
@@ -417,20 +434,19 @@ def _choose_action(
     if overwrite:
         return OVERWRITE, f"{path} exists and is moved aside; the run starts anew."
     again = "--overwrite moves it aside and starts anew."
-    if found.state == COMPLETED:
-        status = (found.summary or {})["status"]
-        whose = "" if theirs["id"] == config["id"] else ", of another config"
-        return NOTHING, f"{path} is complete ({status}{whose}). {again}"
     if found.state == FAILED:
         raise UsageError(f"{path} failed: {found.why}.\n{again}")
-    if found.state != UNFINISHED:
+    if found.state not in (COMPLETED, UNFINISHED):
         raise UsageError(f"{path} cannot be continued: {found.why}.\n{again}")
     if theirs["id"] != config["id"]:
+        state = "complete" if found.state == COMPLETED else "unfinished"
         raise UsageError(
-            f"{path} is unfinished and belongs to another config. It differs in\n"
+            f"{path} is {state} and belongs to another config. It differs in\n"
             f"{_differences(theirs, _as_read(config), identity)}.\n"
             f"Give the same flags, or another --name; {again}"
         )
+    if found.state == COMPLETED:
+        return NOTHING, f"{path} is complete ({(found.summary or {})['status']}). {again}"
     if resume == "never":
         raise UsageError(f"{path} is unfinished and --resume=never.\n{again}")
     return RESUME, f"{path} is unfinished and is continued."
@@ -447,7 +463,8 @@ def _differences(
         if theirs.get(key) != ours.get(key)
     ]
     if not differing:
-        return f"its id: {plain_text(theirs['id'], 60)} there, {ours['id']} here"
+        name = "id" if theirs.get("protocol") == ours.get("protocol") else "protocol"
+        return f"its {name}: {plain_text(theirs.get(name), 60)} there, {ours.get(name)} here"
     more = len(differing) - _MAX_FLAGS_SHOWN
     shown = "; ".join(differing[:_MAX_FLAGS_SHOWN])
     return f"{shown}; and {more} more" if more > 0 else shown

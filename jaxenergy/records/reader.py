@@ -70,9 +70,20 @@ class Run:
 
         Which data these are is no setting: a path or a Python can come to hold others.
         """
+        return self._digest_of("dataset")
+
+    @property
+    def optimizer_digest(self) -> str | None:
+        """The digest of the plug-in's file that it was trained by; None where there is none.
+
+        Of a plug-in the settings hold only the name.
+        """
+        return self._digest_of("optimizer_source")
+
+    def _digest_of(self, what: str) -> str | None:
         resolved = (self.config or {}).get("resolved")
-        dataset = resolved.get("dataset") if isinstance(resolved, dict) else None
-        digest = dataset.get("digest") if isinstance(dataset, dict) else None
+        found = resolved.get(what) if isinstance(resolved, dict) else None
+        digest = found.get("digest") if isinstance(found, dict) else None
         return digest if isinstance(digest, str) else None
 
     @functools.cached_property

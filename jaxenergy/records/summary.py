@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from jaxenergy.config import Target, find_target
 from jaxenergy.errors import unknown_value
-from jaxenergy.records.files import null_unless_finite
+from jaxenergy.records.files import null_unless_finite, plain_text
 from jaxenergy.records.schema import LOST, PHASES, ROLLBACK, SCHEMA, STATUSES
 from jaxenergy.units import NS_PER_S
 
@@ -103,7 +103,7 @@ def summarise(
             raise unknown_value("fact", name, _FACTS)
     if facts["status"] not in STATUSES:
         raise unknown_value("status", facts["status"], STATUSES)
-    windows_lines = list(windows_lines)
+    windows_lines, metrics_lines = list(windows_lines), list(metrics_lines)
     domains = tuple(facts["counted_domains"])
     labelled = label_lines(windows_lines)
     by_phase = {
@@ -141,7 +141,14 @@ def summarise(
         "compiled": _compiled(
             facts.get("compiled", {}), by_phase.get("compile", []), domains, per_update
         ),
-        "warnings": _warnings(labelled, facts.get("warnings", ())),
+        "warnings": _warnings(
+            [
+                *_restarts(windows_lines),
+                *_lost_evaluations(labelled, metrics_lines),
+                *facts.get("warnings", ()),
+            ],
+            labelled,
+        ),
     }
     if facts.get("why"):
         summary["why"] = {"status": facts["why"]}
@@ -400,7 +407,36 @@ def _compiled(
     return {**compiled, "why": why} if why else compiled
 
 
-def _warnings(labelled: Sequence[tuple[str, Line]], given: Sequence[str]) -> list[str]:
+def _restarts(windows_lines: Iterable[Line]) -> list[str]:
+    """Of attempts that could not go on where the one before them had come to, why not."""
+    return [
+        f"attempt {plain_text(line.get('attempt'), 20)} went on from update "
+        f"{line['to_update']:,}: {plain_text(line['why'])}"
+        for line in windows_lines
+        if line.get("event") == ROLLBACK and line.get("why")
+    ]
+
+
+def _lost_evaluations(
+    labelled: Sequence[tuple[str, Line]], metrics_lines: Iterable[Line]
+) -> list[str]:
+    """A warning where evaluations that were made are not among the metrics any more."""
+    made = {
+        _reaches(line)
+        for label, line in labelled
+        if label == "eval" and line.get("first_update") is not None
+    }
+    # The last one has no line either where it was broken off, or its output was not finite.
+    lost = made - {line["update"] for line in metrics_lines} - {max(made, default=0)}
+    if not lost:
+        return []
+    return [
+        f"metrics.jsonl lacks {len(lost)} of the evaluations that windows.jsonl tells of, the "
+        f"first at update {min(lost):,}"
+    ]
+
+
+def _warnings(given: Sequence[str], labelled: Sequence[tuple[str, Line]]) -> list[str]:
     """What a reader should know before believing the joules, each sentence once."""
     found = dict.fromkeys(given)
     for _, line in labelled:

@@ -145,6 +145,8 @@ class Ground:
             them).
         digests: of the data that each run would learn from now, by run id; a run that learned from
             other data is left alone.
+        optimizer_digests: of the file of each run's optimizer now, where that is a plug-in, by run
+            id; a run that was trained by other code is left alone.
     """
 
     def __init__(
@@ -152,10 +154,12 @@ class Ground:
         out: Path,
         expected: Mapping[str, Conditions],
         digests: Mapping[str, str] | None = None,
+        optimizer_digests: Mapping[str, str] | None = None,
     ):
         self.out = out
         self.expected = expected
         self.digests = digests or {}
+        self.optimizer_digests = optimizer_digests or {}
         self.found: dict[str, list[Run]] = {}
         self.configs: list[tuple[RunConfig, Run]] = []
         for run in find_runs(out) if out.is_dir() else []:
@@ -220,6 +224,9 @@ class Ground:
         digest = self.digests.get(cell.run_id)
         if digest is not None and run.data_digest not in (None, digest):
             return "trained on other data than --dataset and --data_dir name now"
+        digest = self.optimizer_digests.get(cell.run_id)
+        if digest is not None and run.optimizer_digest not in (None, digest):
+            return "trained by other code than --optimizer names now"
         expected, conditions = self.expected.get(cell.run_id), read_conditions(run)
         if conditions is None and run.state != UNFINISHED:
             return "its folder does not say what it was measured on and with"

@@ -122,7 +122,7 @@ def forecast(sweep: Sweep, *, out: Path, retry_failed: bool = False, here: bool 
     """
     out = _checked_folder(out)
     found = survey(sweep, machine=here)
-    ground = Ground(out, found.conditions, found.digests)
+    ground = _ground(out, found)
     result = _look_around(sweep, ground, out, retry_failed)
     predictor = _predictor(found, ground)
     return Forecast(
@@ -203,7 +203,7 @@ def _run_by_slurm(
 ) -> SweepResult:
     check_slurm_is_here()
     found = survey(sweep, machine=False)  # what the nodes are is not known here
-    ground = Ground(out, found.conditions, found.digests)
+    ground = _ground(out, found)
     result = _look_around(sweep, ground, out, retry_failed)
     for sentence in result.left_alone:
         observer.say(sentence)
@@ -282,7 +282,7 @@ class _Local:
             return self.result
 
     def _look(self) -> None:
-        self.ground = Ground(self.out, self.found.conditions, self.found.digests)
+        self.ground = _ground(self.out, self.found)
         self.result = _look_around(self.sweep, self.ground, self.out, self.retry_failed)
         self.predictor = _predictor(self.found, self.ground)
 
@@ -432,6 +432,10 @@ def _checked_folder(out: str | os.PathLike[str]) -> Path:
     if os.path.lexists(path) and not path.is_dir():
         raise UsageError(f"--out={plain_text(path)} is no folder.")
     return path
+
+
+def _ground(out: Path, found: Survey) -> Ground:
+    return Ground(out, found.conditions, found.digests, found.optimizer_digests)
 
 
 def _look_around(sweep: Sweep, ground: Ground, out: Path, retry_failed: bool) -> SweepResult:

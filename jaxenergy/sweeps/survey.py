@@ -50,6 +50,7 @@ class Survey:
         sizes: by run id.
         conditions: by run id, as they will be here; empty where this machine was not looked at.
         digests: of the data of each run, by run id.
+        optimizer_digests: of the file of each run's optimizer, where that is a plug-in, by run id.
         devices: what has to be locked: `cpu`, and the GPUs' uuids.
         startup_s: what a process takes until it can begin.
     """
@@ -57,6 +58,7 @@ class Survey:
     sizes: Mapping[str, Size]
     conditions: Mapping[str, Conditions]
     digests: Mapping[str, str]
+    optimizer_digests: Mapping[str, str]
     devices: tuple[str, ...]
     startup_s: float
 
@@ -124,6 +126,11 @@ def survey(sweep: Sweep, *, machine: bool = True) -> Survey:
         sizes={run_id: Size(**answer["sizes"][key]) for run_id, key in keys.items()},
         conditions=conditions,
         digests={run_id: answer["digests"][key] for run_id, key in keys.items()},
+        optimizer_digests={
+            run_id: answer["optimizer_digests"][key]
+            for run_id, key in keys.items()
+            if key in answer["optimizer_digests"]
+        },
         devices=tuple(answer["devices"]),
         startup_s=max(0.0, time.monotonic() - begun_s - answer["work_s"]),
     )
@@ -146,11 +153,12 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
 
     runtime.prepare()
 
+    from jaxenergy.optimizers import parse_args, read_plug_in_source
     from jaxenergy.training.session import load_source, one_device
 
     begun_s = time.monotonic()
     configs = {key: RunConfig(**values) for key, values in question["configs"].items()}
-    sizes, digests, datasets = {}, {}, {}
+    sizes, digests, optimizer_digests, datasets = {}, {}, {}, {}
     platform = one_device().platform if question["plans"] else ""
     for key, config in configs.items() if question["plans"] else ():
         which = (config.dataset, config.data_dir)
@@ -160,6 +168,9 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
             digests[key] = datasets[which].digest
             counted = len(configs) <= _MOST_COUNTED
             sizes[key] = _size(config, datasets[which], platform, counted)
+            code = read_plug_in_source(config.optimizer, parse_args(config.optimizer_args))
+            if code is not None:
+                optimizer_digests[key] = code["digest"]
         except UsageError as error:
             raise UsageError(_with_flags(str(error), config, configs)) from error
     conditions, devices = {}, set()
@@ -169,6 +180,7 @@ def _look(question: Mapping[str, Any]) -> dict[str, Any]:
         "sizes": {key: dataclasses.asdict(size) for key, size in sizes.items()},
         "conditions": conditions,
         "digests": digests,
+        "optimizer_digests": optimizer_digests,
         "devices": sorted(devices),
         "work_s": time.monotonic() - begun_s,
     }

@@ -13,7 +13,7 @@ import logging
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from jaxenergy.errors import RunError
-from jaxenergy.records.files import plain_text
+from jaxenergy.records.files import RecordError, plain_text, read_document
 from jaxenergy.training.ppo import ControlState
 from jaxenergy.training.steps import TrainState
 
@@ -64,6 +64,64 @@ class Progress:
         mean = self.loss_sum / self.loss_updates if self.loss_updates else None
         self.loss_sum, self.loss_updates = 0.0, 0
         return mean
+
+
+class UnusableCheckpoints(RunError):
+    """There are checkpoints, and none can be gone on from; they are left as they are.
+
+    Args:
+        faults: the update of each, newest first, and what is wrong with it.
+    """
+
+    def __init__(self, faults: Sequence[tuple[int, str]]):
+        newest, fault = faults[0]
+        super().__init__(
+            f"none of the {len(faults)} checkpoints can be used; the newest, {newest}: {fault}\n"
+            "They are left as they are. To start anew: --overwrite moves the folder aside."
+        )
+
+
+def refuse_unusable(
+    folder: pathlib.Path, fault_of: Callable[[Mapping[str, Any]], str | None]
+) -> None:
+    """Refuses checkpoints none of which can be gone on from, as far as a look beside states tells.
+
+    It takes no device and alters nothing; whether a state is whole shows only in `restore`.
+
+    Args:
+        folder: where they lie; it need not exist.
+        fault_of: why a checkpoint with such an energy account is of no use, or None.
+
+    Raises:
+        UnusableCheckpoints: there are some, and none is of use.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    faults = []
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()]
+    for step in sorted(steps, reverse=True):
+        fault = _fault_beside_state(folder / str(step), fault_of)
+        if fault is None:
+            return
+        faults.append((step, fault))
+    if faults:
+        raise UnusableCheckpoints(faults)
+
+
+def _fault_beside_state(
+    checkpoint: pathlib.Path, fault_of: Callable[[Mapping[str, Any]], str | None]
+) -> str | None:
+    """What is wrong with a checkpoint, as far as its progress tells; None where nothing is."""
+    if not (checkpoint / "state").is_dir():
+        return "its state is missing"
+    try:
+        progress = read_document(checkpoint / "progress" / "metadata")
+    except RecordError as error:
+        return f"its progress: {error}"
+    if progress is None:
+        return "its progress is missing"
+    account = progress.get("account")
+    return fault_of(account) if isinstance(account, dict) else None
 
 
 class Checkpoints:
@@ -135,7 +193,7 @@ class Checkpoints:
             The state, and the progress whose `update` is the number of updates made.
 
         Raises:
-            RunError: there are checkpoints, and none is of use; they are left as they are.
+            UnusableCheckpoints: there are some, and none is of use; they are left as they are.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _with_raw_key(like))
         damaged: list[tuple[int, str]] = []
@@ -157,11 +215,7 @@ class Checkpoints:
                 self._manager.delete(surplus)
             return restored
         if damaged:
-            raise RunError(
-                f"none of the {len(damaged)} checkpoints can be used; the newest, "
-                f"{damaged[0][0]}: {damaged[0][1]}\n"
-                "They are left as they are. To start anew: --overwrite moves the folder aside."
-            )
+            raise UnusableCheckpoints(damaged)
         return None
 
     def _read(

@@ -26,6 +26,7 @@ from jaxenergy.training.plan import (
     check_target,
     count_parameters,
     evaluation_interval,
+    source_of,
 )
 from jaxenergy.training.ppo import (
     ControlState,
@@ -65,6 +66,7 @@ class ControlPlan(Timetable):
             "learning_rate": program.optimizer.learning_rate,
             "optimizer_args": program.optimizer.hyper_parameters,
             "schedule": program.optimizer.settings.schedule,
+            **source_of(program.optimizer),
             "updates": self.total_updates,
             "eval_every": self.eval_every,
             "parameters": self.parameters,

@@ -106,6 +106,7 @@ class Plan(Timetable):
             "learning_rate": self.program.optimizer.learning_rate,
             "optimizer_args": self.program.optimizer.hyper_parameters,
             "schedule": self.program.optimizer.settings.schedule,
+            **source_of(self.program.optimizer),
             "updates": self.total_updates,
             "eval_every": self.eval_every,
             "parameters": self.parameters,
@@ -257,6 +258,11 @@ def build_optimizer(config: RunConfig, total_updates: int) -> optimizers.Optimiz
         clip_norm=config.clip_norm,
         seed=config.seed,
     )
+
+
+def source_of(optimizer: optimizers.Optimizer) -> dict[str, Any]:
+    """For `config.json`: which code a plug-in is; empty for Optax's own optimizers."""
+    return {} if optimizer.source is None else {"optimizer_source": dict(optimizer.source)}
 
 
 def _check_fit(config: RunConfig, model: models.Model, optimizer: optimizers.Optimizer) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jaxenergy import data, energy
+from jaxenergy import data, energy, optimizers
 from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
 from jaxenergy.energy.windows import TARGET_RELATIVE_SE, relative_window_error
@@ -26,8 +26,15 @@ from jaxenergy.models import Model
 from jaxenergy.records import FolderChoice, Run, RunFolder, choose_folder, read_run, summarise
 from jaxenergy.records.environment import read_device_name, read_environment
 from jaxenergy.records.files import plain_text
+from jaxenergy.records.folder import lines_begin_with
+from jaxenergy.records.schema import CHECKPOINTS_FOLDER
 from jaxenergy.records.summary import add_energy
-from jaxenergy.training.checkpoint import Checkpoints, Progress
+from jaxenergy.training.checkpoint import (
+    Checkpoints,
+    Progress,
+    UnusableCheckpoints,
+    refuse_unusable,
+)
 from jaxenergy.training.control import (
     ControlPlan,
     ControlPrograms,
@@ -104,9 +111,8 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 source = load_source(config)
             plan = _plan(config, source, device.platform, observer.say)
             observer.say(_headline(plan, device))
-            for sentence in (choice.message, *meters.notes):
-                if sentence:
-                    observer.say(sentence)
+            for sentence in meters.notes:
+                observer.say(sentence)
             sessions: list[_Session] = []
             with (
                 Interruption(
@@ -114,8 +120,10 @@ def run(config: RunConfig, observer: Observer, runtime_facts: Mapping[str, Any])
                 ) as interruption,
                 _create(choice, plan, meters, described) as folder,
             ):
-                for note in folder.notes:
-                    observer.say(note)
+                # Only now: until the folder was locked, another process might have had it.
+                for sentence in (choice.message, *folder.notes):
+                    if sentence:
+                        observer.say(sentence)
                 environment = read_environment(
                     devices=[described], meters=meters, runtime=runtime_facts
                 )
@@ -132,21 +140,33 @@ def _as_it_is(config: RunConfig, choice: FolderChoice) -> Result:
     """The result of a run that is complete already.
 
     Raises:
-        UsageError: the data that the same settings name are no longer those that it learned from.
+        UsageError: the data, or the plug-in's code, that the same settings name are no longer those
+            that it was trained with.
     """
     found = read_run(choice.path)
-    if (found.config or {}).get("id") == config.id and found.data_digest is not None:
+    if found.data_digest is not None:
         source = None
         with contextlib.suppress(UsageError):  # they are gone: there are no others to train on
             source = load_source(config)
         if source is not None and source.digest != found.data_digest:
-            raise UsageError(
-                f"{choice.path} is complete, and was trained on other data than "
-                f"--dataset={plain_text(config.dataset)} is now: its digest was "
-                f"{plain_text(found.data_digest)}, and is {source.digest}.\n"
-                "Give the run another --name, or start anew: --overwrite moves the folder aside."
-            )
+            on = f"on other data than --dataset={plain_text(config.dataset)} is now"
+            raise _trained_otherwise(choice.path, on, found.data_digest, source.digest)
+    code = optimizers.read_plug_in_source(
+        config.optimizer, optimizers.parse_args(config.optimizer_args)
+    )
+    if code is not None and found.optimizer_digest not in (None, code["digest"]):
+        by = f"by other code than --optimizer={plain_text(config.optimizer)} is now"
+        raise _trained_otherwise(choice.path, by, found.optimizer_digest, code["digest"])
     return Result(choice.path, choice.message, found.summary or {})
+
+
+def _trained_otherwise(path: Path, how: str, was: str | None, is_now: str) -> UsageError:
+    """The refusal of a complete run that the same settings would not give again."""
+    return UsageError(
+        f"{path} is complete, and was trained {how}: its digest was {plain_text(was)}, "
+        f"and is {is_now}.\n"
+        "Give the run another --name, or start anew: --overwrite moves the folder aside."
+    )
 
 
 def load_source(config: RunConfig) -> data.Dataset | data.ControlTask:
@@ -213,8 +233,8 @@ def _create(
 ) -> RunFolder:
     """Makes or takes the folder, its config completed by what was resolved.
 
-    What is resumed must go on as it began: with the same data, on the same domains, and on the
-    same kind of device.
+    What is resumed must go on as it began: with the same data, the same code of a plug-in, on the
+    same domains, and on the same kind of device.
     """
     resolved = {
         **plan.resolved(),
@@ -225,6 +245,8 @@ def _create(
     if choice.action == "resume":
         began = _leaves((read_run(choice.path).config or {}).get("resolved", {}))
         now = _leaves(json.loads(json.dumps(resolved)))
+        if "optimizer_source.digest" not in began:  # an older record does not tell the code
+            now = {k: v for k, v in now.items() if not k.startswith("optimizer_source.")}
         differing = [
             f"{name} was {began.get(name)} and is {now.get(name)}"
             for name in {**began, **now}
@@ -237,7 +259,19 @@ def _create(
                 "Mend what differs, or start anew: --overwrite moves the folder aside."
             )
     config = {**choice.config, "resolved": resolved}
-    return dataclasses.replace(choice, config=config).create()
+    return dataclasses.replace(choice, config=config).create(_refuse_unusable)
+
+
+def _refuse_unusable(folder: Path) -> None:
+    """Refuses a run that cannot be gone on with, as far as that can be told beforehand."""
+    refuse_unusable(folder / CHECKPOINTS_FOLDER, lambda account: _fault_of_account(folder, account))
+
+
+def _fault_of_account(folder: Path, account: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint cannot be gone on from with the energy account whole, or None."""
+    if not account or lines_begin_with(folder, account):
+        return None
+    return f"windows.jsonl has no longer the {account.get('lines')} lines of its account"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -307,6 +341,12 @@ class _Session:
         """Compiles, trains, evaluates, measures idle, and writes the summary."""
         try:
             outcome = self._train(lambda: interruption.signum is not None)
+        except UnusableCheckpoints as error:
+            # No fault of the run: it stays unfinished, with the summary that was removed as this
+            # process began to work on it, and what the attempt took.
+            self.ledger.close()
+            self._write_summary("preempted", str(error).partition("\n")[0])
+            raise
         except RunError:
             # The disk is full or the like, no fault of the run: it stays unfinished, without a
             # summary, and the same command goes on. The lines that still can be written are.
@@ -379,22 +419,29 @@ class _Session:
         if not self.folder.resumed:
             return state, Progress()
         with self.ledger.phase("checkpoint"):
-            restored = checkpoints.restore(state, self.observer.say, self._fault_of)
-        state, progress = (state, Progress()) if restored is None else restored
+            restored = checkpoints.restore(
+                state,
+                self.observer.say,
+                lambda progress: _fault_of_account(self.folder.path, progress.account),
+            )
+        why = None
+        if restored is None:
+            restored = state, Progress()
+            if self._had_trained():
+                why = "no checkpoint is there, and what was trained before is lost"
+                self.observer.say(why)
+        state, progress = restored
         update, evaluated_at = progress.update, progress.evaluated_at
         # Saved amid an evaluation, it does not know of one that an attempt has made since.
         is_due = self.plan.evaluates_at(update) and update > evaluated_at
-        self.folder.append_rollback(update, evaluated_at if is_due else None)
+        self.folder.append_rollback(update, evaluated_at if is_due else None, why)
         self.observer.say(f"going on from update {progress.update:,}")
         return state, progress
 
-    def _fault_of(self, progress: Progress) -> str | None:
-        """Why a checkpoint cannot be gone on from with the energy account whole, or None."""
-        if not progress.account or self.folder.begins_with(progress.account):
-            return None
-        return (
-            f"windows.jsonl has no longer the {progress.account.get('lines')} lines of its account"
-        )
+    def _had_trained(self) -> bool:
+        """Whether an attempt at this run, as far as it is recorded, had made an update."""
+        record = self.folder.read()
+        return bool(record.metrics) or any(line.get("updates") for line in record.windows)
 
     def _read_earlier_j(self) -> float | None:
         """The counted joules of earlier attempts at this run."""
