@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -171,10 +172,20 @@ def with_config(folder, tmp_path, **changes):
     return copy
 
 
-def test_a_plug_in_is_imported_only_where_it_is_named(folder, tmp_path):
-    copy = with_config(folder, tmp_path, optimizer="evil:optimizer")
-    with pytest.raises(UsageError, match="only if you name it too"):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "evil:optimizer"},
+        {"optimizer": "lookahead", "optimizer_args": "base=evil:optimizer"},
+    ],
+)
+def test_a_plug_in_is_imported_only_where_it_is_named(folder, tmp_path, changes, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    copy = with_config(folder, tmp_path, **changes)
+    with pytest.raises(UsageError, match="=evil:optimizer"):
         load_trained(copy, platform="cpu")
+    assert "evil" not in sys.modules
 
 
 def test_other_data_is_refused(folder, tmp_path):

@@ -18,7 +18,7 @@ import jaxenergy
 # neighbours. A dotted entry is a module that stands lower than the rest of its package.
 ROWS = (
     {"errors", "units", "registry", "runtime", "arguments"},
-    {"config", "activations", "stats", "meters.base"},
+    {"config", "activations", "stats", "flops", "meters.base"},
     {"models", "optimizers", "data", "meters", "records"},
     {"training.steps", "energy"},
     {"training", "measuring"},
@@ -27,7 +27,7 @@ ROWS = (
 )
 DRIVERS_ROW = len(ROWS)
 
-COMPUTES = {"activations", "models", "optimizers", "data", "training.steps"}
+COMPUTES = {"activations", "flops", "models", "optimizers", "data", "training.steps"}
 MEASURES = {"stats", "meters", "records", "energy"}
 
 # Who alone may import what, also inside a function.

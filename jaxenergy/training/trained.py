@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxenergy import data
+from jaxenergy import data, optimizers
 from jaxenergy.config import RunConfig
 from jaxenergy.data import Dataset
 from jaxenergy.errors import UsageError
@@ -89,10 +89,11 @@ def load_trained(
     if run.config is None:
         raise UsageError(f"{shown} holds no run that can be read: {run.why}")
     config = RunConfig.from_json(run.config)
-    if ":" in config.optimizer and optimizer != config.optimizer:
+    named = _named_optimizer(config)
+    if ":" in named and optimizer != named:
         raise UsageError(
-            f"{shown} was trained by {plain_text(config.optimizer)}, code that is imported only if "
-            f"you name it too.\nAllowed: --optimizer={plain_text(config.optimizer)}."
+            f"{shown} was trained by {plain_text(named)}, code that is imported only if you name "
+            f"it too.\nAllowed: --optimizer={plain_text(named)}."
         )
     if not (run.path / "checkpoints").is_dir():
         raise UsageError(f"{shown} has no checkpoint yet, so there is no trained network in it.")
@@ -117,6 +118,12 @@ def load_trained(
     return Trained(run, config, dataset, plan.program.model, params, batch_stats, progress.update)
 
 
+def _named_optimizer(config: RunConfig) -> str:
+    """What a config names as the optimizer, or as the one that it is around."""
+    arguments = optimizers.parse_args(config.optimizer_args)
+    return config.optimizer if ":" in config.optimizer else arguments.get("base", config.optimizer)
+
+
 def read_initial(
     config: RunConfig, dataset: Dataset, model: Model, platform: str, say: Callable
 ) -> Initial:
@@ -137,7 +144,7 @@ def read_initial(
     """
     assert config.init_from is not None
     folder = config.init_from if config.source_setup is None else _find_source(config)
-    found = load_trained(folder, platform=platform, optimizer=config.optimizer, say=say)
+    found = load_trained(folder, platform=platform, optimizer=_named_optimizer(config), say=say)
     if found.model.family != model.family:
         raise UsageError(
             f"--init_from={plain_text(config.init_from)} is a {found.model.family}, and --model is "
