@@ -691,6 +691,48 @@ def test_what_was_compiled_before_changes_no_mean_of_the_table(
     )
 
 
+def towards(seed, *, reached, cached):
+    """A run's summary, with a target that takes 2 J or a little more beside compiling."""
+    target = {"accuracy": 0.9, "reached_at_update": None, "energy_j": None}
+    if reached:
+        compile_j = 0.25 if cached else 13.0
+        target |= {"reached_at_update": 1200, "energy_j": 2.0 + 0.1 * seed + compile_j}
+    return account(seed, cached=cached, target=target)
+
+
+def test_a_sweep_with_a_target_says_which_runs_reached_it_and_for_what(monkeypatch, tmp_path):
+    summaries = {
+        config: towards(
+            config.seed,
+            reached=config.optimizer == "sgd" and config.seed < 2,
+            cached=config.seed > 0,
+        )
+        for config in optimizers_and_seeds(target_accuracy=0.9)
+    }
+    result = completed_sweep(monkeypatch, tmp_path, summaries)
+    printed = shown(result, width=150)
+    (headings,) = (line for line in printed.splitlines() if line.startswith("┃"))
+    names = [name.strip() for name in headings.split("┃")[1:-1]]
+    rows = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    table = {row[0].strip(): dict(zip(names, map(str.strip, row), strict=True)) for row in rows}
+    # Of two values 0.1 apart, half an interval is 12.7 times 0.05.
+    assert (table["sgd"]["reached"], table["sgd"]["to target"]) == ("2/3", "2.05 J ± 31%")
+    assert (table["adam"]["reached"], table["adam"]["to target"]) == ("0/3", "")
+    assert "To target: " in printed
+    lines = {line.split("  ")[1]: line for line in printed.splitlines() if "seed=" in line}
+    assert len(lines) == 6
+    cold = "target accuracy 0.9 reached after 1,200 updates for 2.00 J;"
+    assert cold in lines["optimizer=sgd seed=0"]
+    assert cold.replace("2.00", "2.10") in lines["optimizer=sgd seed=1"]
+    for label in ("optimizer=sgd seed=2", "optimizer=adam seed=0"):
+        assert "target accuracy 0.9 not reached;" in lines[label]
+
+
+def test_without_a_target_nothing_is_said_of_one(monkeypatch):
+    summaries = {c: account(c.seed, cached=True, target=None) for c in optimizers_and_seeds()}
+    assert "target" not in shown(completed_sweep(monkeypatch, Path("x"), summaries))
+
+
 ENDLESS = ["--updates=100000000", "--eval_every=2000", "--seeds=2"]
 
 

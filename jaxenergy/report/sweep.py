@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jaxenergy.config import RunConfig
 from jaxenergy.meters.base import PROVENANCES
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.schema import COMPLETED, FAILED, UNFINISHED
@@ -75,6 +76,11 @@ class SweepView:
             self._console.print(Text(f"Energy: {words}.", style=style))
         if compiling := _compiling([s for s in map(self._summary, result.cells) if s]):
             self.say(compiling)
+        if _has_target(result.sweep):
+            self.say(
+                "To target: warm-up, loading and training until the target was reached, without "
+                "compiling; the mean over the runs that reached it."
+            )
         for sentence in result.warnings:
             self._console.print(Text(f"warning: {sentence}", style="yellow"), soft_wrap=True)
         wrong = [cell for cell in result.cells if cell.state in (FAILED, UNFINISHED)]
@@ -99,7 +105,7 @@ class SweepView:
                 continue
             self._told.add(cell.run_id)
             summary = self._summary(cell)
-            figures = "" if summary is None else f": {_figures(summary)}"
+            figures = "" if summary is None else f": {_figures(cell.cell.config, summary)}"
             why = f": {cell.why}" if cell.why else ""
             done = len(result.cells) - result.count(WAITING) - result.count(RUNNING)
             self.say(
@@ -123,7 +129,8 @@ class SweepView:
         table = Table(title=f"{means},\nenergy and time without idle and compiling")
         for name in sweep.varied:
             table.add_column(name.replace("_", " "))
-        for heading in ("runs", "energy", "per update", "test", "time"):
+        to_target = ("reached", "to target") if _has_target(sweep) else ()
+        for heading in ("runs", "energy", "per update", *to_target, "test", "time"):
             table.add_column(heading, justify="right")
         groups = _groups(result)
         shown = groups if height is None else _most_recent(groups, max(3, height))
@@ -136,6 +143,7 @@ class SweepView:
                 f"{len(done)}/{len(cells)}",
                 _mean_joules([_energy_j(s) for s in done], at_end),
                 _mean_joules([_value(s, "per_update_j", "mean") for s in done], at_end),
+                *(_reached(done, at_end) if to_target else ()),
                 _quality(
                     _mean([_value(s, "final", "test_accuracy") for s in done]),
                     _mean([_value(s, "final", "test_return") for s in done]),
@@ -259,8 +267,8 @@ def _counts(result: SweepResult) -> str:
     return text
 
 
-def _figures(summary: dict[str, Any]) -> str:
-    """A run in a line: the figures of the table, and what compiling took."""
+def _figures(config: RunConfig, summary: dict[str, Any]) -> str:
+    """A run in a line: the figures of the table, what compiling took, what became of its target."""
     joules = _energy_j(summary)
     provenance = summary.get("provenance", "none")
     parts = [
@@ -273,7 +281,17 @@ def _figures(summary: dict[str, Any]) -> str:
     ]
     text = " ".join(part for part in parts if part)
     cached = " (from the cache)" if _value(summary, "compiled", "cache_hit") else ""
-    return f"{text}, compiling {_compile_cost([summary])}{cached}"
+    text = f"{text}, compiling {_compile_cost([summary])}{cached}"
+    target = config.target
+    if target is None:
+        return text
+    text += f", target {target.measure.replace('_', ' ')} {target.value:g}"
+    update = _value(summary, "target", "reached_at_update")
+    if update is None:
+        return f"{text} not reached"
+    joules = _to_target_j(summary)
+    cost = "" if joules is None else f" for {format_si(joules, 'J')}"
+    return f"{text} reached after {update:,} updates{cost}"
 
 
 def _energy_j(summary: dict[str, Any]) -> float | None:
@@ -294,6 +312,25 @@ def _duration_s(summary: dict[str, Any]) -> float | None:
 
 def _less(whole: float | None, part: float | None) -> float | None:
     return None if whole is None or part is None else whole - part
+
+
+def _has_target(sweep: Sweep) -> bool:
+    """Whether any run of a sweep ends where a target is reached."""
+    varied = any(name.startswith("target_") for name in sweep.varied)
+    return varied or sweep.cells[0].config.target is not None
+
+
+def _reached(summaries: Sequence[dict[str, Any]], with_interval: bool) -> tuple[str, str]:
+    """How many of the runs with a target reached it, and their mean joules until there."""
+    runs = [s for s in summaries if s.get("target")]
+    reached = [s for s in runs if _value(s, "target", "reached_at_update") is not None]
+    joules = _mean_joules([_to_target_j(s) for s in reached], with_interval)
+    return (f"{len(reached)}/{len(runs)}" if runs else ""), joules
+
+
+def _to_target_j(summary: dict[str, Any]) -> float | None:
+    """Joules until the target was reached, without compiling, which is done before training."""
+    return _less(_value(summary, "target", "energy_j"), _value(summary, "compiled", "compile_j"))
 
 
 def _compiling(summaries: Sequence[dict[str, Any]]) -> str:
