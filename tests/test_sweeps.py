@@ -233,6 +233,11 @@ WRONG = [
     (["--seeds=2", "--exclusive=rack", "--launcher=slurm"], "node"),
     (["--seeds=2", "--gres=gpu:2", "--launcher=slurm"], "--exclusive=gpu"),
     (["--seeds=2", "--order_seed=x"], "whole number"),
+    (["--seeds=2", "--name=mine"], "--out=FOLDER, which holds them all"),
+    (["--seeds=2", "--resume=never"], "goes on with"),
+    (["--seeds=2", "--overwrite"], "does not run again what is finished"),
+    (["--list"], "experiments.run --list"),
+    (["--seeds=2", "--nmae=mine"], "nmae"),
     # These need the registries, and so a process that has JAX.
     (["--grid=optimizer=sgd,adm"], "'adam'"),
     (["--grid=model_args=norm=group;nrom=batch"], "norm"),
