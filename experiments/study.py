@@ -123,7 +123,7 @@ def run(name: str) -> int:
     if not outcome.records:
         console.print("stopped; the same command goes on")
         return outcome.exit_status
-    report.print_totals(outcome.records, request.out / running.RESULTS_FOLDER, console)
+    report.print_totals(outcome.records, outcome.files, console)
     if findings is not None:
         text = render_findings(running.read_records(request.out), given.preface)
         try:

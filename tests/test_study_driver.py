@@ -1,16 +1,20 @@
 """`python -m experiments.study` as a user meets it."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import powercap_tree
 import pytest
 import simulated_nvml
+from rich.console import Console
 
 from jaxenergy import sweeps
 from jaxenergy.errors import UsageError
+from jaxenergy.report.verdicts import print_designs, print_totals
 from jaxenergy.studies import STUDIES, Context, running
 from jaxenergy.studies.core import UNDECIDED, VERDICTS, judge
 from jaxenergy.studies.table import Table
@@ -63,6 +67,40 @@ def test_bad_input(tmp_path, arguments, said):
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.strip().splitlines()) <= 3
+
+
+def printed_by(show, *arguments):
+    """What a function of the report prints."""
+    written = io.StringIO()
+    show(*arguments, Console(file=written, width=200, color_system=None))
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ([], "2 runs in all, since studies share them; 0 left\n"),
+        ([None, None], "; 2 left, of unknown length\n"),
+        ([30.0, 60.0], "; 2 left, about 1 min 30 s\n"),
+        ([30.0, None], "; 2 left, about 30.0 s and 1 of unknown length\n"),
+    ],
+    ids=["done", "unknown", "known", "some"],
+)
+def test_a_dry_run_gives_no_time_where_none_is_known(tmp_path, seconds, said):
+    configs = Context("smoke").run(seed=0), Context("smoke").run(seed=1)
+    planned = sweeps.plan(configs)
+    cells = [sweeps.CellResult(c, "waiting", "", None, c.run_id) for c in planned.cells]
+    predictions = {str(n): sweeps.Prediction(value, "") for n, value in enumerate(seconds)}
+    forecast = sweeps.Forecast(sweeps.SweepResult(planned, tuple(cells), tmp_path), predictions)
+    assert said in printed_by(print_designs, {"depth": configs}, forecast)
+
+
+def test_the_end_names_the_file_or_the_folder():
+    records = [{"provenance": "none", "verdicts": []}] * 2
+    files = [Path("runs/studies/depth.json"), Path("runs/studies/flops.json")]
+    one = printed_by(print_totals, records[:1], files[:1])
+    assert one.endswith("energy: none; runs/studies/depth.json\n")
+    assert printed_by(print_totals, records, files).endswith("; 2 files in runs/studies\n")
 
 
 def test_others_measurements(tmp_path):
