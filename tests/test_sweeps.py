@@ -899,6 +899,26 @@ def test_without_slurm_the_launcher_says_so(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_slurm_complains_of_is_printed_in_lines(tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "squeue"):
+        program = programs / name
+        program.write_text(
+            "#!/bin/sh\n"
+            "echo 'squeue: error: one' >&2; echo 'squeue: error: two' >&2\n"
+            "echo 'squeue: fatal: three' >&2; exit 1\n"
+        )
+        program.chmod(0o755)
+    env = {**os.environ, "PATH": os.pathsep.join([str(programs), os.environ["PATH"]])}
+    flags = ["--seeds=2", "--updates=3", "--launcher=slurm"]
+    ended = subprocess.run(
+        sweep_command(tmp_path, *flags), capture_output=True, text=True, check=False, env=env
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: squeue failed: squeue: error: two\nsqueue: fatal: three\n"
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     with single_node_slurm.SingleNodeSlurm(tmp_path_factory.mktemp("slurm")) as running:
