@@ -120,7 +120,22 @@ def test_others_measurements(tmp_path):
     assert record["provenance"] == "measured"
     assert record["verdicts"][0]["verdict"] == "supported"
     assert record["command"] == "python -m experiments.study depth --from_csv=runs.csv"
-    assert "MEASURED" in (tmp_path / "findings.md").read_text().splitlines()[0]
+    text = (tmp_path / "findings.md").read_text()
+    assert "MEASURED" in text.splitlines()[0]
+    assert "](" not in text  # no link to what is not there
+
+
+def test_the_command_that_findings_show_says_that_a_folder_was_given(tmp_path):
+    header = "config.model,config.seed,config.depth,updates,provenance,per_update_j.mean"
+    (tmp_path / "runs.csv").write_text(f"{header}\nmlp,0,2,100,measured,1\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/studies.md").write_text("")
+    flags = ["--from_csv=runs.csv", "--out=mine", "--write_findings=docs/findings.md"]
+    ended = study("depth", *flags, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    text = (tmp_path / "docs/findings.md").read_text()
+    assert "python -m experiments.study depth --from_csv=runs.csv --out=OUT\n" in text
+    assert "](studies.md)" in text
 
 
 def test_runs_are_done_once_and_joules_are_not_judged(tmp_path):
