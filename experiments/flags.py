@@ -8,7 +8,7 @@ one place. Bad input ends with status 2 and one to three lines, a failure while 
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,13 +109,19 @@ def run_config(**overrides: Any) -> RunConfig:
     return RunConfig(**{**settings, **overrides})
 
 
-def _parse(argv: Sequence[str], positional: str | None, default: str | None) -> list[str]:
+def _parse(
+    argv: Sequence[str],
+    positional: str | None,
+    default: str | None,
+    refused: Mapping[str, str],
+) -> list[str]:
     """Parses the command line; anything wrong with it ends the process with status 2.
 
     Args:
         argv: the program's name and its arguments.
         positional: what the one argument that is no flag is called; None where there is none.
         default: what it is where it is not given; None where it must be.
+        refused: flags of other drivers, and why this one does not take them.
 
     Returns:
         The program's name and that argument.
@@ -131,6 +137,10 @@ def _parse(argv: Sequence[str], positional: str | None, default: str | None) -> 
         flag, _, message = str(error).removeprefix("flag ").partition(": ")
         if "allowed" not in message.lower():
             message = f"{flag} is not allowed.\nAllowed: true or false."
+        _exit_with(UsageError(message))
+    except flags.UnrecognizedFlagError as error:
+        why = refused.get(error.flagname)
+        message = f"--{error.flagname} {why}" if why else f"{error}\nAll flags: --help."
         _exit_with(UsageError(message))
     except flags.Error as error:
         _exit_with(UsageError(f"{error}\nAll flags: --help."))
@@ -151,7 +161,10 @@ def _exit_with(error: JaxenergyError) -> NoReturn:
 
 
 def launch(
-    run: Callable[..., int | None], positional: str | None = None, default: str | None = None
+    run: Callable[..., int | None],
+    positional: str | None = None,
+    default: str | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> None:
     """Parses the flags, calls `run` and exits with what it returns.
 
@@ -162,6 +175,8 @@ def launch(
         positional: the name of the one argument that is no flag, e.g. `MODULE:FUNCTION`; `run` is
             called with it. By default there is none.
         default: what it is where it is not given; None where it must be.
+        refused: flags of other drivers that one might look for here, and why they are not taken:
+            the rest of a sentence that begins with the flag.
     """
 
     def main(argv: list[str]) -> int | None:
@@ -177,4 +192,5 @@ def launch(
 
     # absl's handler would show what libraries log for their developers.
     logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=functools.partial(_parse, positional=positional, default=default))
+    parse = functools.partial(_parse, positional=positional, default=default, refused=refused or {})
+    app.run(main, flags_parser=parse)

@@ -71,7 +71,7 @@ def run(name: str) -> int:
     from jaxenergy.report.sweep import SweepView
     from jaxenergy.report.writing import write_text
     from jaxenergy.studies import STUDIES, Context, running
-    from jaxenergy.studies.findings import render_findings
+    from jaxenergy.studies.findings import GUIDE, render_findings
 
     console = Console()
     if given.list is not None:
@@ -123,9 +123,13 @@ def run(name: str) -> int:
     if not outcome.records:
         console.print("stopped; the same command goes on")
         return outcome.exit_status
-    report.print_totals(outcome.records, request.out / running.RESULTS_FOLDER, console)
+    report.print_totals(outcome.records, outcome.files, console)
     if findings is not None:
-        text = render_findings(running.read_records(request.out), given.preface)
+        text = render_findings(
+            running.read_records(request.out),
+            given.preface,
+            beside_the_guide=(findings.parent / GUIDE).is_file(),
+        )
         try:
             write_text(findings, text)
         except OSError as error:
@@ -157,7 +161,7 @@ def _check_writable(path: Path, out: Path) -> None:
 
 
 def _command(name: str) -> str:
-    """The command line without folders, which are nobody's business."""
+    """The command line that repeats it; what folders are called is nobody's business."""
     given = flags.FLAGS
     parts = ["python -m experiments.study", name]
     if given.from_csv:
@@ -169,6 +173,8 @@ def _command(name: str) -> str:
         parts.append(f"--meters={given.meters}")
     if given.data_dir:
         parts.append("--data_dir=DIR")
+    if given.out != given["out"].default:
+        parts.append("--out=OUT")
     if given.machines:
         parts.append("--machines=" + ",".join(Path(path).name for path in given.machines))
     return " ".join(parts)

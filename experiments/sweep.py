@@ -4,8 +4,9 @@ python -m experiments.sweep --grid=optimizer=sgd,adam --grid=depth=2,4,8 --seeds
 python -m experiments.sweep --grid='optimizer_args=momentum=0.9,nesterov=true; momentum=0'
 python -m experiments.sweep --grid=depth=2,4,8 --seeds=5 --launcher=slurm --sbatch=partition=gpu
 
-Every flag of experiments.run may be given and holds for all runs. Values have commas between them;
-where values hold commas themselves, semicolons. What is written: docs/sweeps.md.
+Every flag of experiments.run but --name, --resume, --overwrite and --list may be given and holds
+for all runs. Values have commas between them; where values hold commas themselves, semicolons. What
+is written: docs/sweeps.md.
 """
 
 import dataclasses
@@ -19,8 +20,17 @@ from jaxenergy.arguments import COUNT, Argument
 from jaxenergy.config import RunConfig
 from jaxenergy.errors import UsageError
 
-# Chosen by the sweep for each of its runs.
-_NOT_OF_A_SWEEP = ("name", "resume", "overwrite")
+# Flags of a single run that a sweep does not take, and why.
+_NOT_OF_A_SWEEP = {
+    "name": "is for a single run: a sweep chooses the folders of its runs.\n"
+    "Allowed: --out=FOLDER, which holds them all.",
+    "resume": "is for a single run: a sweep goes on with those of its runs that are unfinished.\n"
+    "Allowed: another --out=FOLDER, to begin anew.",
+    "overwrite": "is for a single run: a sweep does not run again what is finished.\n"
+    "Allowed: another --out=FOLDER, to begin anew.",
+    "list": "is for a single run: a sweep prints no names.\n"
+    "Allowed: python -m experiments.run --list.",
+}
 
 define_run_flags([f.name for f in dataclasses.fields(RunConfig) if f.name not in _NOT_OF_A_SWEEP])
 _GRID = flags.DEFINE_multi_string(
@@ -140,7 +150,7 @@ def run() -> int:
 
 def main() -> None:
     """Entry point of the driver."""
-    launch(run)
+    launch(run, refused=_NOT_OF_A_SWEEP)
 
 
 if __name__ == "__main__":

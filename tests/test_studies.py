@@ -222,6 +222,8 @@ def test_a_record_has_what_the_report_reads():
     text = render_findings([record])
     assert "MEASURED" in text.splitlines()[0]
     assert "a card" in text
+    assert "is tested: `docs/studies.md` of jaxenergy." in text
+    assert "[studies.md](studies.md)" in render_findings([record], beside_the_guide=True)
     estimated = render_findings([{**record, "provenance": "estimated"}])
     assert "ESTIMATED" in estimated.splitlines()[0]
 

@@ -1,16 +1,20 @@
 """`python -m experiments.study` as a user meets it."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import powercap_tree
 import pytest
 import simulated_nvml
+from rich.console import Console
 
 from jaxenergy import sweeps
 from jaxenergy.errors import UsageError
+from jaxenergy.report.verdicts import print_designs, print_totals
 from jaxenergy.studies import STUDIES, Context, running
 from jaxenergy.studies.core import UNDECIDED, VERDICTS, judge
 from jaxenergy.studies.table import Table
@@ -73,6 +77,40 @@ def test_bad_input(tmp_path, arguments, said):
     assert len(ended.stderr.strip().splitlines()) <= 3
 
 
+def printed_by(show, *arguments):
+    """What a function of the report prints."""
+    written = io.StringIO()
+    show(*arguments, Console(file=written, width=200, color_system=None))
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ([], "2 runs in all, since studies share them; 0 left\n"),
+        ([None, None], "; 2 left, of unknown length\n"),
+        ([30.0, 60.0], "; 2 left, about 1 min 30 s\n"),
+        ([30.0, None], "; 2 left, about 30.0 s and 1 of unknown length\n"),
+    ],
+    ids=["done", "unknown", "known", "some"],
+)
+def test_a_dry_run_gives_no_time_where_none_is_known(tmp_path, seconds, said):
+    configs = Context("smoke").run(seed=0), Context("smoke").run(seed=1)
+    planned = sweeps.plan(configs)
+    cells = [sweeps.CellResult(c, "waiting", "", None, c.run_id) for c in planned.cells]
+    predictions = {str(n): sweeps.Prediction(value, "") for n, value in enumerate(seconds)}
+    forecast = sweeps.Forecast(sweeps.SweepResult(planned, tuple(cells), tmp_path), predictions)
+    assert said in printed_by(print_designs, {"depth": configs}, forecast)
+
+
+def test_the_end_names_the_file_or_the_folder():
+    records = [{"provenance": "none", "verdicts": []}] * 2
+    files = [Path("runs/studies/depth.json"), Path("runs/studies/flops.json")]
+    one = printed_by(print_totals, records[:1], files[:1])
+    assert one.endswith("energy: none; runs/studies/depth.json\n")
+    assert printed_by(print_totals, records, files).endswith("; 2 files in runs/studies\n")
+
+
 def test_others_measurements(tmp_path):
     header = (
         "config.model,config.seed,config.depth,config.width,updates,provenance,per_update_j.mean"
@@ -90,7 +128,22 @@ def test_others_measurements(tmp_path):
     assert record["provenance"] == "measured"
     assert record["verdicts"][0]["verdict"] == "supported"
     assert record["command"] == "python -m experiments.study depth --from_csv=runs.csv"
-    assert "MEASURED" in (tmp_path / "findings.md").read_text().splitlines()[0]
+    text = (tmp_path / "findings.md").read_text()
+    assert "MEASURED" in text.splitlines()[0]
+    assert "](" not in text  # no link to what is not there
+
+
+def test_the_command_that_findings_show_says_that_a_folder_was_given(tmp_path):
+    header = "config.model,config.seed,config.depth,updates,provenance,per_update_j.mean"
+    (tmp_path / "runs.csv").write_text(f"{header}\nmlp,0,2,100,measured,1\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/studies.md").write_text("")
+    flags = ["--from_csv=runs.csv", "--out=mine", "--write_findings=docs/findings.md"]
+    ended = study("depth", *flags, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    text = (tmp_path / "docs/findings.md").read_text()
+    assert "python -m experiments.study depth --from_csv=runs.csv --out=OUT\n" in text
+    assert "](studies.md)" in text
 
 
 def test_runs_are_done_once_and_joules_are_not_judged(tmp_path):

@@ -233,6 +233,11 @@ WRONG = [
     (["--seeds=2", "--exclusive=rack", "--launcher=slurm"], "node"),
     (["--seeds=2", "--gres=gpu:2", "--launcher=slurm"], "--exclusive=gpu"),
     (["--seeds=2", "--order_seed=x"], "whole number"),
+    (["--seeds=2", "--name=mine"], "--out=FOLDER, which holds them all"),
+    (["--seeds=2", "--resume=never"], "goes on with"),
+    (["--seeds=2", "--overwrite"], "does not run again what is finished"),
+    (["--list"], "experiments.run --list"),
+    (["--seeds=2", "--nmae=mine"], "nmae"),
     # These need the registries, and so a process that has JAX.
     (["--grid=optimizer=sgd,adm"], "'adam'"),
     (["--grid=model_args=norm=group;nrom=batch"], "norm"),
@@ -613,12 +618,145 @@ def test_the_live_table_has_joules_and_the_time_left_and_fits_its_screen(swept):
     assert "ESTIMATED" in whole
     for config in configs:
         assert f"│ {config.learning_rate} " in whole
-    energies = [
-        (read_run(folder / "runs" / cell["run"]).summary or {})["energy_j"]["total"]
+    accounts = [
+        (read_run(folder / "runs" / cell["run"]).summary or {})["energy_j"]
         for cell in record["cells"]
         if cell["state"] == "completed"
     ]
+    energies = [account["total"] - account["by_phase"]["compile"] for account in accounts]
     assert format_si(sum(energies) / 2, "J") in whole
+
+
+def completed_sweep(monkeypatch, folder, summaries):
+    """A sweep of which every run is completed.
+
+    Args:
+        monkeypatch: pytest's.
+        folder: of the sweep.
+        summaries: what the run of each config came to.
+    """
+    by_id = {config.id: summary for config, summary in summaries.items()}
+
+    def read(cell):
+        return Run(folder, "completed", "", cell.cell.config.to_json(), by_id[cell.run_id])
+
+    monkeypatch.setattr(sweeps.CellResult, "read", read)
+    planned = sweeps.plan(list(summaries))
+    cells = [
+        sweeps.CellResult(c, "completed", "", folder, c.run_id, None, 1.0) for c in planned.cells
+    ]
+    return sweeps.SweepResult(planned, tuple(cells), folder)
+
+
+def shown(result, width=120):
+    """What is printed of a sweep in a log: the lines of its runs, and what stands at its end."""
+    written = io.StringIO()
+    console = Console(file=written, width=width, color_system=None)
+    with SweepView(console) as view:
+        view.show(sweeps.Progress(result=result))
+        view.finish(result)
+    return written.getvalue()
+
+
+def account(seed, *, cached, metered=True, **further):
+    """A run's summary: 3 J or a little more, and compiling that takes 13 J or next to nothing."""
+    compile_j, compile_s = (0.25, 0.25) if cached else (13.0, 4.0)
+    total_j = 3.0 + 0.1 * seed + compile_j
+    return {
+        "provenance": "estimated" if metered else "none",
+        "energy_j": {"total": total_j if metered else None},
+        "per_update_j": {"mean": 0.01} if metered else {"mean": None},
+        "duration_s": compile_s + 4.0,
+        "duration_by_phase_s": {"compile": compile_s, "idle": 2.0, "train": 2.0},
+        "compiled": {
+            "cache_hit": cached,
+            "compile_j": compile_j if metered else None,
+            "compile_s": compile_s,
+        },
+        "final": {"test_accuracy": 0.9},
+        **further,
+    }
+
+
+def optimizers_and_seeds(**settings):
+    return [
+        dataclasses.replace(TINY, optimizer=optimizer, seed=seed, **settings)
+        for optimizer in ("sgd", "adam")
+        for seed in range(3)
+    ]
+
+
+@pytest.mark.parametrize("metered", [True, False])
+@pytest.mark.parametrize("cold", [(), ("sgd",), ("adam",), ("sgd", "adam")])
+def test_what_was_compiled_before_changes_no_mean_of_the_table(
+    monkeypatch, tmp_path, cold, metered
+):
+    summaries = {
+        config: account(
+            config.seed, cached=config.seed > 0 or config.optimizer not in cold, metered=metered
+        )
+        for config in optimizers_and_seeds()
+    }
+    printed = shown(completed_sweep(monkeypatch, tmp_path, summaries))
+    table = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    rows = {row[0].strip(): [cell.strip() for cell in row[2:]] for row in table}
+    energy, per_update = ("3.10 J ± 8%", "10.0 mJ ± 0%") if metered else ("n/a", "n/a")
+    cells = [energy, per_update, "accuracy 90.00%", "2.0 s"]
+    assert rows == {"sgd": cells, "adam": cells}
+    assert "without idle and compiling" in printed
+    anew, found = ("13.0 J", "250 mJ") if metered else ("4.0 s", "250 ms")
+    told = {0: "", 1: f"{anew} in 1 run that compiled anew and "}
+    told[2] = told[1].replace("1 run", "2 runs")
+    assert (
+        f"Compiling took {told[len(cold)]}{found} in {6 - len(cold)} runs that found their programs"
+    ) in printed
+    lines = [line for line in printed.splitlines() if "seed=0" in line]
+    assert sum(f"2.0 s, compiling {anew};" in line for line in lines) == len(cold)
+    assert sum(f"2.0 s, compiling {found} (from the cache);" in line for line in lines) == 2 - len(
+        cold
+    )
+
+
+def towards(seed, *, reached, cached):
+    """A run's summary, with a target that takes 2 J or a little more beside compiling."""
+    target = {"accuracy": 0.9, "reached_at_update": None, "energy_j": None}
+    if reached:
+        compile_j = 0.25 if cached else 13.0
+        target |= {"reached_at_update": 1200, "energy_j": 2.0 + 0.1 * seed + compile_j}
+    return account(seed, cached=cached, target=target)
+
+
+def test_a_sweep_with_a_target_says_which_runs_reached_it_and_for_what(monkeypatch, tmp_path):
+    summaries = {
+        config: towards(
+            config.seed,
+            reached=config.optimizer == "sgd" and config.seed < 2,
+            cached=config.seed > 0,
+        )
+        for config in optimizers_and_seeds(target_accuracy=0.9)
+    }
+    result = completed_sweep(monkeypatch, tmp_path, summaries)
+    printed = shown(result, width=150)
+    (headings,) = (line for line in printed.splitlines() if line.startswith("┃"))
+    names = [name.strip() for name in headings.split("┃")[1:-1]]
+    rows = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    table = {row[0].strip(): dict(zip(names, map(str.strip, row), strict=True)) for row in rows}
+    # Of two values 0.1 apart, half an interval is 12.7 times 0.05.
+    assert (table["sgd"]["reached"], table["sgd"]["to target"]) == ("2/3", "2.05 J ± 31%")
+    assert (table["adam"]["reached"], table["adam"]["to target"]) == ("0/3", "")
+    assert "To target: " in printed
+    lines = {line.split("  ")[1]: line for line in printed.splitlines() if "seed=" in line}
+    assert len(lines) == 6
+    cold = "target accuracy 0.9 reached after 1,200 updates for 2.00 J;"
+    assert cold in lines["optimizer=sgd seed=0"]
+    assert cold.replace("2.00", "2.10") in lines["optimizer=sgd seed=1"]
+    for label in ("optimizer=sgd seed=2", "optimizer=adam seed=0"):
+        assert "target accuracy 0.9 not reached;" in lines[label]
+
+
+def test_without_a_target_nothing_is_said_of_one(monkeypatch):
+    summaries = {c: account(c.seed, cached=True, target=None) for c in optimizers_and_seeds()}
+    assert "target" not in shown(completed_sweep(monkeypatch, Path("x"), summaries))
 
 
 ENDLESS = ["--updates=100000000", "--eval_every=2000", "--seeds=2"]
@@ -780,6 +918,26 @@ def test_without_slurm_the_launcher_says_so(tmp_path):
     assert ended.returncode == 2
     assert "sbatch was not found" in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_slurm_complains_of_is_printed_in_lines(tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "squeue"):
+        program = programs / name
+        program.write_text(
+            "#!/bin/sh\n"
+            "echo 'squeue: error: one' >&2; echo 'squeue: error: two' >&2\n"
+            "echo 'squeue: fatal: three' >&2; exit 1\n"
+        )
+        program.chmod(0o755)
+    env = {**os.environ, "PATH": os.pathsep.join([str(programs), os.environ["PATH"]])}
+    flags = ["--seeds=2", "--updates=3", "--launcher=slurm"]
+    ended = subprocess.run(
+        sweep_command(tmp_path, *flags), capture_output=True, text=True, check=False, env=env
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: squeue failed: squeue: error: two\nsqueue: fatal: three\n"
 
 
 @pytest.fixture(scope="module")

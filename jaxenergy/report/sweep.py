@@ -10,14 +10,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jaxenergy.config import RunConfig
 from jaxenergy.meters.base import PROVENANCES
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.schema import COMPLETED, FAILED, UNFINISHED
+from jaxenergy.report.groups import mean_half_width
 from jaxenergy.report.terminal import PROVENANCE_WORDS
 from jaxenergy.sweeps import RUNNING, WAITING, CellResult, Forecast, Progress, Sweep, SweepResult
 from jaxenergy.units import format_duration_s, format_si
 
-_LINES_BESIDE_THE_TABLE = 8
+_LINES_BESIDE_THE_TABLE = 10
 _REASONS_SHOWN = 5
 
 
@@ -72,6 +74,13 @@ class SweepView:
         if provenance != "none":
             words, style = PROVENANCE_WORDS[provenance]
             self._console.print(Text(f"Energy: {words}.", style=style))
+        if compiling := _compiling([s for s in map(self._summary, result.cells) if s]):
+            self.say(compiling)
+        if _has_target(result.sweep):
+            self.say(
+                "To target: warm-up, loading and training until the target was reached, without "
+                "compiling; the mean over the runs that reached it."
+            )
         for sentence in result.warnings:
             self._console.print(Text(f"warning: {sentence}", style="yellow"), soft_wrap=True)
         wrong = [cell for cell in result.cells if cell.state in (FAILED, UNFINISHED)]
@@ -96,7 +105,7 @@ class SweepView:
                 continue
             self._told.add(cell.run_id)
             summary = self._summary(cell)
-            figures = "" if summary is None else f": {_figures(summary)}"
+            figures = "" if summary is None else f": {_figures(cell.cell.config, summary)}"
             why = f": {cell.why}" if cell.why else ""
             done = len(result.cells) - result.count(WAITING) - result.count(RUNNING)
             self.say(
@@ -113,12 +122,15 @@ class SweepView:
         return self._summaries[cell.run_id]
 
     def _table(self, result: SweepResult, height: int | None) -> Table:
-        """A row for each set-up, over its seeds."""
+        """A row for each set-up, over its seeds; the whole one, of the end, has intervals too."""
         sweep = result.sweep
-        table = Table()
+        at_end = height is None
+        means = "Means over runs ± 95 %" if at_end else "Means over runs"
+        table = Table(title=f"{means},\nenergy and time without idle and compiling")
         for name in sweep.varied:
             table.add_column(name.replace("_", " "))
-        for heading in ("runs", "energy", "per update", "test", "time"):
+        to_target = ("reached", "to target") if _has_target(sweep) else ()
+        for heading in ("runs", "energy", "per update", *to_target, "test", "time"):
             table.add_column(heading, justify="right")
         groups = _groups(result)
         shown = groups if height is None else _most_recent(groups, max(3, height))
@@ -129,12 +141,14 @@ class SweepView:
             table.add_row(
                 *(Text(plain_text("default" if v is None else v, 40)) for v in values),
                 f"{len(done)}/{len(cells)}",
-                format_si(_mean(done, "energy_j", "total"), "J") if done else "",
-                format_si(_mean(done, "per_update_j", "mean"), "J") if done else "",
+                _mean_joules([_energy_j(s) for s in done], at_end),
+                _mean_joules([_value(s, "per_update_j", "mean") for s in done], at_end),
+                *(_reached(done, at_end) if to_target else ()),
                 _quality(
-                    _mean(done, "final", "test_accuracy"), _mean(done, "final", "test_return")
+                    _mean([_value(s, "final", "test_accuracy") for s in done]),
+                    _mean([_value(s, "final", "test_return") for s in done]),
                 ),
-                format_duration_s(_mean(done, "duration_s")) if done else "",
+                format_duration_s(_mean([_duration_s(s) for s in done])) if done else "",
                 style=style,
             )
         if len(shown) < len(groups):
@@ -253,8 +267,9 @@ def _counts(result: SweepResult) -> str:
     return text
 
 
-def _figures(summary: dict[str, Any]) -> str:
-    joules = _value(summary, "energy_j", "total")
+def _figures(config: RunConfig, summary: dict[str, Any]) -> str:
+    """A run in a line: the figures of the table, what compiling took, what became of its target."""
+    joules = _energy_j(summary)
     provenance = summary.get("provenance", "none")
     parts = [
         "" if joules is None else format_si(joules, "J"),
@@ -262,9 +277,84 @@ def _figures(summary: dict[str, Any]) -> str:
         _quality(
             _value(summary, "final", "test_accuracy"), _value(summary, "final", "test_return")
         ),
-        format_duration_s(summary.get("duration_s")),
+        format_duration_s(_duration_s(summary)),
     ]
-    return " ".join(part for part in parts if part)
+    text = " ".join(part for part in parts if part)
+    cached = " (from the cache)" if _value(summary, "compiled", "cache_hit") else ""
+    text = f"{text}, compiling {_compile_cost([summary])}{cached}"
+    target = config.target
+    if target is None:
+        return text
+    text += f", target {target.measure.replace('_', ' ')} {target.value:g}"
+    update = _value(summary, "target", "reached_at_update")
+    if update is None:
+        return f"{text} not reached"
+    joules = _to_target_j(summary)
+    cost = "" if joules is None else f" for {format_si(joules, 'J')}"
+    return f"{text} reached after {update:,} updates{cost}"
+
+
+def _energy_j(summary: dict[str, Any]) -> float | None:
+    """Joules without idle and compiling; None where either part is not known.
+
+    Compiling is left out since it costs whichever run comes first, and not those that find its
+    programs in the cache.
+    """
+    return _less(_value(summary, "energy_j", "total"), _value(summary, "compiled", "compile_j"))
+
+
+def _duration_s(summary: dict[str, Any]) -> float | None:
+    """Seconds without idle and compiling; None where either part is not known."""
+    idle_s = _value(summary, "duration_by_phase_s", "idle") or 0.0  # it may not be asked for
+    working_s = _less(_value(summary, "duration_s"), idle_s)
+    return _less(working_s, _value(summary, "compiled", "compile_s"))
+
+
+def _less(whole: float | None, part: float | None) -> float | None:
+    return None if whole is None or part is None else whole - part
+
+
+def _has_target(sweep: Sweep) -> bool:
+    """Whether any run of a sweep ends where a target is reached."""
+    varied = any(name.startswith("target_") for name in sweep.varied)
+    return varied or sweep.cells[0].config.target is not None
+
+
+def _reached(summaries: Sequence[dict[str, Any]], with_interval: bool) -> tuple[str, str]:
+    """How many of the runs with a target reached it, and their mean joules until there."""
+    runs = [s for s in summaries if s.get("target")]
+    reached = [s for s in runs if _value(s, "target", "reached_at_update") is not None]
+    joules = _mean_joules([_to_target_j(s) for s in reached], with_interval)
+    return (f"{len(reached)}/{len(runs)}" if runs else ""), joules
+
+
+def _to_target_j(summary: dict[str, Any]) -> float | None:
+    """Joules until the target was reached, without compiling, which is done before training."""
+    return _less(_value(summary, "target", "energy_j"), _value(summary, "compiled", "compile_j"))
+
+
+def _compiling(summaries: Sequence[dict[str, Any]]) -> str:
+    """What compiling took, told apart by whether runs found their programs in the cache."""
+    parts = []
+    for cached, did in ((False, "compiled anew"), (True, "found their programs in the cache")):
+        runs = [s for s in summaries if _value(s, "compiled", "cache_hit") is cached]
+        if runs:
+            number = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+            parts.append(f"{_compile_cost(runs)} in {number} that {did}")
+    return f"Compiling took {' and '.join(parts)}." if parts else ""
+
+
+def _compile_cost(summaries: Sequence[dict[str, Any]]) -> str:
+    """From how much to how much compiling took: joules, or seconds where joules are not known."""
+    joules = [_value(s, "compiled", "compile_j") for s in summaries]
+    if None not in joules:
+        ends = [format_si(end, "J") for end in (min(joules), max(joules))]
+    else:
+        seconds = [_value(s, "compiled", "compile_s") for s in summaries]
+        if None in seconds:
+            return "n/a"
+        ends = [format_duration_s(end) for end in (min(seconds), max(seconds))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _provenance(result: SweepResult) -> str:
@@ -274,18 +364,30 @@ def _provenance(result: SweepResult) -> str:
     return max(known, key=PROVENANCES.index) if known else "none"
 
 
-def _value(summary: dict[str, Any], *path: str) -> float | None:
+def _value(summary: dict[str, Any], *path: str) -> Any:
     value: Any = summary
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def _mean(summaries: Sequence[dict[str, Any]], *path: str) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     """The mean over runs; None where there is none, or one of them has no value."""
-    values = [_value(summary, *path) for summary in summaries]
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _mean_joules(values: Sequence[float | None], with_interval: bool) -> str:
+    """The mean over runs in words, with half its 95 % interval as a share of it."""
+    if not values:
+        return ""
+    mean = _mean(values)
+    known = [value for value in values if value is not None]
+    text = format_si(mean, "J")
+    if not with_interval or not mean or len(known) < 2:
+        return text
+    percent = 100 * mean_half_width(known) / mean
+    return f"{text} ± {round(percent, 2):.2g}%" if percent < 10 else f"{text} ± {percent:.0f}%"
 
 
 def _quality(accuracy: float | None, mean_return: float | None) -> str:

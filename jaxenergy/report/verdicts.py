@@ -51,9 +51,13 @@ def print_designs(
     seconds = [p.seconds for p in forecast.predictions.values()]
     known = [s for s in seconds if s is not None]
     text = f"{len(forecast.result.cells)} runs in all, since studies share them; "
-    text += f"{len(seconds)} left, about {format_duration_s(sum(known))}"
-    if len(known) < len(seconds):
-        text += f" and {len(seconds) - len(known)} of unknown length"
+    text += f"{len(seconds)} left"
+    unknown = len(seconds) - len(known)
+    if known:
+        text += f", about {format_duration_s(sum(known))}"
+        text += f" and {unknown} of unknown length" if unknown else ""
+    elif unknown:
+        text += ", of unknown length"
     console.print(text, soft_wrap=True)
 
 
@@ -90,12 +94,19 @@ def _effect(verdict: Mapping[str, Any]) -> str:
     return f"{told} {verdict['unit']}, n = {verdict['n']}"
 
 
-def print_totals(records: Sequence[Mapping[str, Any]], folder: Path, console: Console) -> None:
-    """Prints how many verdicts of each kind there are, of what provenance, and where they lie."""
+def print_totals(
+    records: Sequence[Mapping[str, Any]], files: Sequence[Path], console: Console
+) -> None:
+    """Prints how many verdicts of each kind there are, of what provenance, and where they lie.
+
+    Args:
+        records: the content of each study's file.
+        files: these files; they are in one folder.
+        console: where to print.
+    """
     words = Counter(v["verdict"] for record in records for v in record["verdicts"])
     told = ", ".join(f"{words[word]} {word}" for word in _STYLES)
     provenance = sorted({str(record["provenance"]) for record in records})
     console.print()
-    console.print(
-        f"{told}; energy: {', '.join(provenance)}; {folder}/NAME.json", markup=False, soft_wrap=True
-    )
+    where = f"{len(files)} files in {files[0].parent}" if len(files) > 1 else f"{files[0]}"
+    console.print(f"{told}; energy: {', '.join(provenance)}; {where}", markup=False, soft_wrap=True)

@@ -17,15 +17,19 @@ _ORIGIN = {
 }
 _MARKS = {"supported": "**supported**", "refuted": "**refuted**"}
 _MOST_WHY = 400
+GUIDE = "studies.md"  # in docs/, where the findings of this project are too
 
 
-def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> str:
+def render_findings(
+    records: Sequence[Mapping[str, Any]], preface: str = "", *, beside_the_guide: bool = False
+) -> str:
     """The document.
 
     Args:
         records: the studies' files. Where they are not all of one machine, data set, budget and
             protocol, each section says its own.
         preface: what else must be known of how these numbers came about.
+        beside_the_guide: whether it will lie beside `GUIDE`, so that it can link to it.
 
     Returns:
         Markdown.
@@ -42,6 +46,7 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
             {key: next(filter(None, [o[key] for o in origins]), None) for key in origins[0]}
         )
     words = Counter(v["verdict"] for r in records for v in r["verdicts"])
+    guide = f"[{GUIDE}]({GUIDE})" if beside_the_guide else f"`docs/{GUIDE}` of jaxenergy"
     lines = [
         f"# Findings ({title})",
         "",
@@ -51,9 +56,9 @@ def render_findings(records: Sequence[Mapping[str, Any]], preface: str = "") -> 
         *dict.fromkeys(record["command"] for record in records),
         "```",
         "",
-        "What the words mean and how each statement is tested: [studies.md](studies.md). A ratio "
-        "above 1 means dearer. Intervals are of 95 %; p-values are corrected for all statements of "
-        "a study (Holm). `n` counts seeds, or set-ups where these are what a statement is about. "
+        f"What the words mean and how each statement is tested: {guide}. A ratio above 1 means "
+        "dearer. Intervals are of 95 %; p-values are corrected for all statements of a study "
+        "(Holm). `n` counts seeds, or set-ups where these are what a statement is about. "
         "Below each table, by the numbers of its rows, stand the p-values and what else to know.",
         "",
     ]

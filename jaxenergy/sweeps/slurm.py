@@ -39,6 +39,7 @@ EXCLUSIVE = Argument(str, "node", choices=("gpu", "node"))
 # Before a time limit ends a task, its run gets this long to save; then the task is requeued.
 _WARNING_S = 120
 _LOOK_EVERY_S = 5.0
+_LINES_SHOWN = 2
 # Meters that count nothing but the task's own GPU.
 _OF_THE_GPU_ALONE = {"nvml", "none"}
 
@@ -291,7 +292,7 @@ class SlurmSweep:
         ended = _ask("sbatch", "--parsable", str(script))
         if ended.returncode != 0:
             raise UsageError(
-                f"Slurm refused {script}: {plain_text(ended.stderr.strip(), 300)}.\n"
+                f"Slurm refused {script}: {_complaint(ended)}\n"
                 "What it takes: --sbatch=OPTION=VALUE, --exclusive, --gres."
             )
         self.job_id = ended.stdout.strip().partition(";")[0]
@@ -367,13 +368,20 @@ class SlurmSweep:
             "--format=%K %T",
         )
         if ended.returncode != 0:
-            raise RunError(f"squeue failed: {plain_text(ended.stderr.strip(), 300)}")
+            raise RunError(f"squeue failed: {_complaint(ended)}")
         queued = {}
         for line in ended.stdout.splitlines():
             number, _, state = line.strip().partition(" ")
             if number.isdigit():
                 queued[int(number)] = state
         return queued
+
+
+def _complaint(ended: subprocess.CompletedProcess) -> str:
+    """The last lines that a program of Slurm's printed, which say what was wrong."""
+    lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
+    said = [plain_text(line, 300) for line in lines[-_LINES_SHOWN:]]
+    return "\n".join(said) or f"it ended with status {ended.returncode}"
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess:
