@@ -300,6 +300,15 @@ def test_the_answer_keeps_provenances_apart(demo):
     assert "1 failed" in answer[-1].text
 
 
+def test_a_wide_interval_has_no_exponent(tmp_path):
+    make_run(tmp_path / "a", update_j=1.0)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    summary["per_update_j"]["ci95"] = [-0.5, 2.5]
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    answer = make_answer(index_of(tmp_path), read_documents([]), Rates())
+    assert "± 150 % in" in next(item.text for item in answer if item.label == "how sure")
+
+
 def test_nothing_at_all_is_an_answer_too(tmp_path):
     root = tmp_path / "runs"
     root.mkdir()

@@ -13,7 +13,7 @@ from jaxenergy.records.schema import COMPLETED, FAILED, FOREIGN, UNFINISHED
 from jaxenergy.report import groups
 from jaxenergy.report.documents import VERDICTS, Documents
 from jaxenergy.report.index import Index
-from jaxenergy.units import format_duration_s, format_si
+from jaxenergy.units import format_duration_s, format_percent, format_si
 
 Record = Mapping[str, Any]
 
@@ -170,7 +170,7 @@ def _sureness(runs: Sequence[Record], provenance: str) -> str:
     parts = []
     if widths:
         parts.append(
-            f"J per update has an interval (95 %) of ± {100 * statistics.median(widths):.2g} %"
+            f"J per update has an interval (95 %) of ± {format_percent(statistics.median(widths))}"
             f" in the median of {_count(len(widths), 'run')}"
         )
     else:
