@@ -71,6 +71,11 @@ def format_accuracy(accuracy: float, by_task: Mapping[str, float] | None = None)
     return f"{accuracy:.2%}" + (f" ({tasks})" if tasks else "")
 
 
+def format_count(number: int, word: str, words: str | None = None) -> str:
+    """How many of something, e.g. `1 run`, `1,200 runs`, `2 studies`."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"
+
+
 def format_duration_s(duration_s: float | None) -> str:
     """A duration for people: `0.53 s`, `12.3 s`, `4 min 05 s`, `3 h 07 min`."""
     if duration_s is None or not math.isfinite(duration_s):

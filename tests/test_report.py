@@ -310,10 +310,12 @@ def test_a_wide_interval_has_no_exponent(tmp_path):
 
 
 def test_nothing_at_all_is_an_answer_too(tmp_path):
-    root = tmp_path / "runs"
+    root, out = tmp_path / "runs", tmp_path / "report"
     root.mkdir()
-    build_report(root, tmp_path / "report")
-    assert "No run was found here." in (tmp_path / "report" / "index.html").read_text()
+    assert str(build_report(root, out)) == f"{out}/index.html: no run was found in {root}"
+    assert f"No run was found in {root}." in (out / "index.html").read_text()
+    made_up_runs.make_documents(root)
+    assert f"no run was found in {root}, but 6 documents" in str(build_report(root, out))
 
 
 # -------------------------------------------------------------------------------------- figures
@@ -573,6 +575,28 @@ def test_a_report_inside_the_runs_folder_does_not_report_itself(tmp_path):
     assert build_report(tmp_path, tmp_path / "report").runs == 1
     outcome = build_report(tmp_path, tmp_path / "report")
     assert (outcome.runs, outcome.changed) == (1, False)
+    # Nor does one that goes elsewhere report it; what else lies about is still told.
+    (tmp_path / "notes").mkdir()
+    index = index_of(tmp_path)
+    assert [run["path"] for run in index.runs] == ["a", "notes"]
+    # A run in a report's folder is a run all the same.
+    make_run(tmp_path / "report" / "b")
+    assert [run["path"] for run in index_of(tmp_path).runs] == ["a", "notes", "report/b"]
+
+
+def test_only_runs_are_counted_as_runs(tmp_path):
+    root, out = tmp_path / "runs", tmp_path / "report"
+    make_run(root / "a")
+    for name in ("notes", "figs"):
+        (root / name).mkdir()
+    (root / "broken").mkdir()
+    (root / "broken" / "config.json").write_text("{")
+    done = report_process(str(root), f"--out={out}")
+    assert done.stdout == (
+        f"{out}/index.html: 1 run, 1 read anew; 3 folders without a readable run\n"
+    )
+    outcome = build_report(root, out)
+    assert (outcome.runs, outcome.foreign) == (1, 3)
 
 
 # ------------------------------------------------------------------------------------ the driver
@@ -631,7 +655,7 @@ def test_watching_follows_what_runs_do(tmp_path):
         text=True,
     ) as process:
         assert process.stdout is not None
-        assert "1 runs, 1 read anew" in process.stdout.readline()
+        assert "1 run, 1 read anew" in process.stdout.readline()
         assert '"reload_s":0.1' in (out / "index.html").read_text()
         make_run(root / "b", windows=1)
         # The folder may be seen half made: what follows it is the whole.

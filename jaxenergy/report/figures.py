@@ -30,7 +30,7 @@ from jaxenergy.report.style import (
     PROVENANCE_SHAPES,
     SERIES,
 )
-from jaxenergy.units import NS_PER_S, format_si
+from jaxenergy.units import NS_PER_S, format_count, format_si
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -390,12 +390,12 @@ def _sums(
                 name=_numbered(name, figures),
                 title=f"{title}, {provenance}: {groups.name_kind(kind, chosen)}",
                 caption=(
-                    f"The sum over {_count(len(runs), 'run')} {_on(kind._asdict())}, {provenance};"
-                    " runs of another kind are not in it. The interval (95 %) is"
+                    f"The sum over {format_count(len(runs), 'run')} {_on(kind._asdict())},"
+                    f" {provenance}; runs of another kind are not in it. The interval (95 %) is"
                     " the error of reading the counters at the edges; the sensor's calibration is"
                     " not in it."
                     + (
-                        f" Left out: {_count(missing, 'sum')} that some run does not know, or"
+                        f" Left out: {format_count(missing, 'sum')} that some run does not know, or"
                         " not how well."
                         if missing
                         else ""
@@ -1245,10 +1245,6 @@ def _on(shared: Mapping[str, Any]) -> str:
     if shared["counted"]:
         words += f", counting {shared['counted']}"
     return words + (f", with jaxlib {shared['jaxlib']}" if shared["jaxlib"] else "")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _most_common(names: Sequence[str], limit: int) -> set[str]:

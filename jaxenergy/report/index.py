@@ -69,7 +69,8 @@ class Index:
             keys are those of `make_record`.
         documents: the JSON documents of studies, sweeps and comparisons: path relative to `root`
             and content, or a reason instead of it.
-        changed: paths, relative to `root`, of the runs that were read anew.
+        changed: paths, relative to `root`, of the runs that were read anew, foreign folders not
+            among them.
     """
 
     root: Path
@@ -119,7 +120,11 @@ def build_index(
             documents.append((plain_text(relative, 4096), _read_json(found.path)))
         elif found.kind == "run" and not is_superseded(found.path.name):
             places.append((relative, found.path))
-        elif found.kind == FOREIGN or (found.kind == "nothing" and not _is_hidden(relative)):
+        elif found.kind == FOREIGN or (
+            found.kind == "nothing"
+            and not _is_hidden(relative)
+            and not _is_of_a_report(found.path, root)
+        ):
             runs.append(_foreign(relative, found.path, found.why))
     pages = choose_page_names([relative for relative, _ in places])
     remembered: dict[str, Any] = {}
@@ -141,7 +146,9 @@ def build_index(
         record = remembered[relative][1]
         runs.append({**record, "folder": os.fspath(path)})
     runs.sort(key=lambda record: record["path"])
-    changed = frozenset(relative for relative, _, _ in missing)
+    changed = frozenset(
+        relative for relative, _, _ in missing if remembered[relative][1]["state"] != FOREIGN
+    )
     index = Index(root, runs, documents, changed)
     return index, {"reader": reader_version(), "runs": remembered}
 
@@ -522,6 +529,13 @@ def _is_document(folder: str, name: str) -> bool:
 def _is_below(path: Path, real_folder: str) -> bool:
     real = os.path.realpath(path)
     return real == real_folder or real.startswith(real_folder + os.sep)
+
+
+def _is_of_a_report(path: Path, root: Path) -> bool:
+    """Whether a folder below the root is one that some report wrote, or lies in such a one."""
+    folders = (path, *path.parents)
+    below = folders[: folders.index(root)] if root in folders else ()
+    return any((folder / CACHE_FILE).exists() for folder in below)
 
 
 def _is_hidden(relative: str) -> bool:
