@@ -168,13 +168,61 @@ POINTS = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1,
 
 @given(POINTS)
 def test_the_front_is_what_none_beats(points):
-    runs = [{"energy_j": e, "test_accuracy": a} for e, a in points]
-    front = {(run["energy_j"], run["test_accuracy"]) for run in groups.pareto_front(runs)}
+    runs = [{"without_compiling_j": e, "test_accuracy": a} for e, a in points]
+    front = {
+        (run["without_compiling_j"], run["test_accuracy"]) for run in groups.pareto_front(runs)
+    }
     assert front == {
         (e, a)
         for e, a in points
         if not any((x <= e and y >= a) and (x, y) != (e, a) for x, y in points)
     }
+
+
+def test_runs_are_compared_without_what_the_cache_saved_some_of_them(tmp_path):
+    root = tmp_path / "runs"
+    make_run(root / "compiled-anew", update_j=1.0, accuracy=0.9)
+    make_run(root / "of-the-cache", update_j=1.02, accuracy=0.9, seed=1, compile_j=2.0)
+    make_run(root / "unknown", update_j=0.1, accuracy=0.99, seed=2)
+    summary = json.loads((root / "unknown" / "summary.json").read_text())
+    summary["compiled"]["compile_j"] = None
+    (root / "unknown" / "summary.json").write_text(json.dumps(summary))
+    index = index_of(root)
+    anew, cached, unknown = index.runs
+    assert anew["energy_j"] > cached["energy_j"]  # each run's own account is left as it is
+    assert anew["without_compiling_j"] == pytest.approx(anew["energy_j"] - 60.0)
+    assert unknown["energy_j"] is not None
+    assert unknown["without_compiling_j"] is None
+    (compared,) = groups.comparable(index.runs).values()
+    assert [run["name"] for run in compared] == ["compiled-anew", "of-the-cache"]
+    assert groups.pareto_front(index.runs) == [anew]
+    assert [run["name"] for run in sorted(index.runs, key=groups.rank_of)][-1] == "unknown"
+    documents = read_documents([])
+    best = next(
+        item.text for item in make_answer(index, documents, Rates()) if item.label == "best"
+    )
+    assert "by compiled-anew for" in best
+    assert "without idle and compiling (simulated)" in best
+    accuracy, curves, *_ = make_figures(index, documents, "")
+    assert "without idle and compiling" in str(accuracy.spec)
+    assert [row["front"] for row in accuracy.rows] == [True, False]
+    assert "without compiling" in str(curves.spec)
+    last_j = [row["energy_j"] for row in curves.rows if row["run"] == anew["name"]][-1]
+    assert last_j == pytest.approx(anew["without_compiling_j"])
+
+
+def test_a_curve_is_without_the_compiling_of_each_attempt_so_far(tmp_path):
+    make_run(tmp_path / "a", windows=4, evaluations=4, update_j=1.0)
+    path = tmp_path / "a" / "windows.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    before = make_record(read_run(tmp_path / "a"), "a", "a.html")["curve"]
+    second = next(position for position, line in enumerate(lines) if line["first_update"] == 40)
+    again = {**next(line for line in lines if line["phase"] == "compile"), "attempt": 1}
+    lines.insert(second, again)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    after = make_record(read_run(tmp_path / "a"), "a", "a.html")["curve"]
+    saved = [old[1] - new[1] for old, new in zip(before, after, strict=True)]
+    assert saved == pytest.approx([0.0, 0.0, 60.0, 60.0])
 
 
 def test_a_factor_is_compared_with_all_else_equal(tmp_path):

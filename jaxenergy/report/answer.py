@@ -201,12 +201,14 @@ def _best(index: Index) -> list[Statement]:
         near = next(run for run in front if (groups.accuracy_of(run) or 0.0) >= best - 0.01)
         text = (
             f"{groups.name_kind(kind, kinds)}: {best:.2%} by {_short(top)} for"
-            f" {format_si(top['energy_j'], 'J')} ({kind.provenance})"
+            f" {format_si(top['without_compiling_j'], 'J')} without idle and compiling"
+            f" ({kind.provenance})"
         )
         if near is not top:
             text += (
                 f"; within a point of it the cheapest is {_short(near)},"
-                f" {groups.accuracy_of(near):.2%} for {format_si(near['energy_j'], 'J')}"
+                f" {groups.accuracy_of(near):.2%} for"
+                f" {format_si(near['without_compiling_j'], 'J')}"
             )
         statements.append(Statement("best", text + ".", kind.provenance))
     return statements

@@ -376,9 +376,11 @@ def _write_tables(report: Report, folder: Path) -> None:
     runs: list[Record] = [
         page.run_row(run, report.rates) for run in report.index.runs if run["state"] != FOREIGN
     ]
-    runs.sort(key=lambda run: (run["energy_j"] is None, run["energy_j"] or 0.0))
+    runs.sort(key=groups.rank_of)
     paper = [column for column in columns if column[0] in _PAPER_COLUMNS]
-    _write_table(folder, "runs", columns, runs, "Runs, by joules", paper=paper)
+    _write_table(
+        folder, "runs", columns, runs, "Runs, by joules without idle and compiling", paper=paper
+    )
     verdicts = [
         {**dataclasses.asdict(verdict), "claim": study.claim}
         for study in report.documents.studies
@@ -415,7 +417,7 @@ def _write_table(
 
 # What of a run has room in a paper.
 _PAPER_COLUMNS = (
-    *("name", "model", "dataset", "optimizer", "accuracy", "energy_j"),
+    *("name", "model", "dataset", "optimizer", "accuracy", "without_compiling_j", "energy_j"),
     *("per_update_j", "per_update_relative", "provenance", "carbon_g", "price"),
 )
 _VERDICT_COLUMNS = (
@@ -432,6 +434,7 @@ _VERDICT_COLUMNS = (
 )
 _UNITS = {
     "energy_j": "J",
+    "without_compiling_j": "J",
     "net_j": "J",
     "target_energy_j": "J",
     "per_update_j": "J",

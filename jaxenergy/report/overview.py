@@ -53,12 +53,13 @@ def print_overview(report: Report, console: Console) -> None:
             f"{groups.name_kind(kind, kinds)}, {kind.provenance}, {kind.device or 'no device'}:"
             " what no run beats in both"
         )
-        best = _table(title, "run", "accuracy", "energy", "J per update", "optimizer")
+        energy = "energy without idle and compiling"
+        best = _table(title, "run", "accuracy", energy, "J per update", "optimizer")
         for run in front[-_MOST_RUNS:]:
             best.add_row(
                 Text(run["name"]),
                 f"{groups.accuracy_of(run) or 0.0:.2%}",
-                format_si(run["energy_j"], "J"),
+                format_si(run["without_compiling_j"], "J"),
                 format_si(run["per_update_j"], "J"),
                 Text(run["optimizer"]),
             )

@@ -36,7 +36,8 @@ _MOST_FACTS = 400
 _Z95 = 1.959964
 
 WHY_JOULES = (
-    "Runs are ranked by joules. Carbon and money are joules times a rate of a place and an hour:"
+    "Runs are ranked by joules without idle and compiling: a run that found its programs in the"
+    " cache did not compile. Carbon and money are joules times a rate of a place and an hour:"
     " they order runs of one machine as joules do, and between machines they may turn the order"
     " round by where the power came from, which says nothing of the training."
 )
@@ -44,6 +45,7 @@ WHY_JOULES = (
 # (key, heading, kind, whether it can be chosen by, help)
 _RUN_COLUMNS = (
     ("name", "run", "name", False, "opens the run's page"),
+    ("without_compiling_j", "energy without compiling", "joules", False, "nor idle; the ranking"),
     ("energy_j", "energy", "joules", False, "joules of all phases but idle"),
     ("per_update_j", "J per update", "joules", False, "mean of steady windows"),
     ("per_update_relative", "95 %", "relative", False, "half the 95 % interval of J per update"),
@@ -167,14 +169,14 @@ def render_index(
         HTML.
     """
     runs = [run for run in index.runs if run["state"] != FOREIGN]
-    runs.sort(key=lambda run: (run["energy_j"] is None, run["energy_j"] or 0.0))
+    runs.sort(key=groups.rank_of)
     columns = run_columns(rates)
     problems = list_problems(index, documents)
     rows = [run_row(run, rates) for run in runs]
     # A column in which no run has anything only takes room.
     columns = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
     tables = {
-        "runs": _table(columns, rows, sort="energy_j"),
+        "runs": _table(columns, rows, sort="without_compiling_j"),
         "problems": _table(_PROBLEM_COLUMNS, problems),
     }
     data = {

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,11 +13,12 @@ from rich.text import Text
 from jaxenergy.meters.base import PROVENANCES
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.schema import COMPLETED, FAILED, UNFINISHED
+from jaxenergy.report.index import without_compiling_j
 from jaxenergy.report.terminal import PROVENANCE_WORDS
 from jaxenergy.sweeps import RUNNING, WAITING, CellResult, Forecast, Progress, Sweep, SweepResult
 from jaxenergy.units import format_duration_s, format_si
 
-_LINES_BESIDE_THE_TABLE = 8
+_LINES_BESIDE_THE_TABLE = 9
 _REASONS_SHOWN = 5
 
 
@@ -118,7 +119,7 @@ class SweepView:
         table = Table()
         for name in sweep.varied:
             table.add_column(name.replace("_", " "))
-        for heading in ("runs", "energy", "per update", "test", "time"):
+        for heading in ("runs", "energy without\ncompiling", "per update", "test", "time"):
             table.add_column(heading, justify="right")
         groups = _groups(result)
         shown = groups if height is None else _most_recent(groups, max(3, height))
@@ -129,12 +130,13 @@ class SweepView:
             table.add_row(
                 *(Text(plain_text("default" if v is None else v, 40)) for v in values),
                 f"{len(done)}/{len(cells)}",
-                format_si(_mean(done, "energy_j", "total"), "J") if done else "",
-                format_si(_mean(done, "per_update_j", "mean"), "J") if done else "",
+                format_si(_mean(map(without_compiling_j, done)), "J") if done else "",
+                format_si(_mean_of(done, "per_update_j", "mean"), "J") if done else "",
                 _quality(
-                    _mean(done, "final", "test_accuracy"), _mean(done, "final", "test_return")
+                    _mean_of(done, "final", "test_accuracy"),
+                    _mean_of(done, "final", "test_return"),
                 ),
-                format_duration_s(_mean(done, "duration_s")) if done else "",
+                format_duration_s(_mean_of(done, "duration_s")) if done else "",
                 style=style,
             )
         if len(shown) < len(groups):
@@ -281,9 +283,13 @@ def _value(summary: dict[str, Any], *path: str) -> float | None:
     return value
 
 
-def _mean(summaries: Sequence[dict[str, Any]], *path: str) -> float | None:
+def _mean_of(summaries: Sequence[dict[str, Any]], *path: str) -> float | None:
+    return _mean(_value(summary, *path) for summary in summaries)
+
+
+def _mean(values_of_runs: Iterable[float | None]) -> float | None:
     """The mean over runs; None where there is none, or one of them has no value."""
-    values = [_value(summary, *path) for summary in summaries]
+    values = list(values_of_runs)
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
