@@ -390,6 +390,7 @@ def make_documents(root: Path) -> None:
                 "status": "compared",
                 "provenance": "measured",
                 "device": "NVIDIA Made-up 100",
+                "resolved": {"depth": 8, "width": 16},
                 "training_updates": 2000,
                 "frameworks": {
                     "jax": side(900.0, 1.5, 0.010),
@@ -427,6 +428,7 @@ def make_documents(root: Path) -> None:
                         },
                     },
                 ],
+                "warnings": ["other programs kept up to 1.6 cores busy"],
             },
             "vit": {"status": "refused", "why": {"status": "parity fails at block 2"}},
         },

@@ -343,9 +343,45 @@ def test_the_answer_keeps_provenances_apart(demo):
     assert labels[0] == "trained"
     claims = next(item.text for item in answer if item.label == "claims")
     assert claims.startswith("4 statements of 1 study tested: 1 supported, 1 refuted")
-    frameworks = next(item for item in answer if item.label == "frameworks")
-    assert "torch takes 1.4 times the joules of jax an update" in frameworks.text
     assert "1 failed" in answer[-1].text
+
+
+def test_a_ratio_of_frameworks_says_of_what_and_how_sure_it_is(tmp_path):
+    def sentences():
+        index = index_of(tmp_path)
+        answer = make_answer(index, read_documents(index.documents), Rates())
+        return [item.text for item in answer if item.label == "frameworks"]
+
+    made_up_runs.make_documents(tmp_path)
+    (sentence,) = sentences()
+    assert sentence == (
+        "resnet 8 x 16, measured: torch takes 1.4 times the joules of jax an update (95 %: 1.33 to"
+        " 1.47; 5 processes each); torch_compile takes 1.13 times the joules of jax an update"
+        " (95 %: 1.07 to 1.19; 5 processes each). Warning: other programs kept up to 1.6 cores"
+        " busy."
+    )
+    document = json.loads((tmp_path / "compare" / "compare.json").read_text())
+    entry = document["models"]["resnet"]
+    entry["provenance"] = "estimated"
+    entry["frameworks"]["torch"]["processes"] = 2
+    entry["pairs"][0]["energy_ratio"] = {"ratio": 153.2, "ci95": None, "why": "needs two"}
+    del entry["warnings"]
+    (tmp_path / "tried").mkdir()
+    (tmp_path / "tried" / "compare.json").write_text(json.dumps({**document, "name": "tried"}))
+    first, second = sentences()
+    assert first.startswith("resnet 8 x 16 (resnet), measured: ")
+    assert second.startswith(
+        "resnet 8 x 16 (tried), estimated: torch takes 153 times the joules of jax an update (no"
+        " interval: 2 processes each); "
+    )
+    assert "Warning" not in second
+    build_report(tmp_path, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "153 (no interval)" in page
+    warning = "resnet 8 x 16 (resnet): other programs kept up to 1.6 cores busy"
+    assert f"<li>warning: {warning}</li>" in page
+    done = report_process(str(tmp_path), f"--out={tmp_path / 'report'}", "--summary")
+    assert f"warning: {warning}" in " ".join(done.stdout.split())
 
 
 def test_a_wide_interval_has_no_exponent(tmp_path):

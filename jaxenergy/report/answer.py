@@ -13,7 +13,7 @@ from typing import Any
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.schema import COMPLETED, FAILED, FOREIGN, UNFINISHED
 from jaxenergy.report import groups
-from jaxenergy.report.documents import VERDICTS, Documents
+from jaxenergy.report.documents import VERDICTS, Comparison, Documents, Pair, tell_number
 from jaxenergy.report.index import Index
 from jaxenergy.units import format_count, format_duration_s, format_percent, format_si
 
@@ -215,19 +215,33 @@ def _best(index: Index) -> list[Statement]:
 
 
 def _frameworks(documents: Documents) -> list[Statement]:
-    """For each model what a framework takes of another, the first few of them."""
+    """For each model what a framework takes of another and how sure, the first few of them."""
     statements = []
     for comparison in documents.comparisons:
         ratios = [
-            f"{pair.framework} takes {pair.energy_ratio.value:.3g} times the joules of"
-            f" {pair.reference} an update"
+            _energy_ratio(pair, comparison)
             for pair in comparison.pairs
             if pair.energy_ratio.value is not None
         ]
         if ratios:
-            text = f"{comparison.model}: {'; '.join(ratios[:_MOST_NAMES])}."
+            text = f"{documents.name_of(comparison)}, {comparison.provenance}:"
+            text += f" {'; '.join(ratios[:_MOST_NAMES])}."
+            if comparison.warnings:
+                first, *others = comparison.warnings
+                text += f" Warning: {first}{f'; and {len(others)} more' if others else ''}."
             statements.append(Statement("frameworks", text, comparison.provenance))
     return statements[:_MOST_NAMES]
+
+
+def _energy_ratio(pair: Pair, comparison: Comparison) -> str:
+    ratio, processes = pair.energy_ratio, comparison.processes_of(pair)
+    interval = ratio.tell_interval()
+    sureness = f"95 %: {interval}; " if interval else "no interval: "
+    many = format_count(processes, "process", "processes")
+    return (
+        f"{pair.framework} takes {tell_number(ratio.value or 0.0)} times the joules of"
+        f" {pair.reference} an update ({sureness}{many if processes else 'unknown processes'} each)"
+    )
 
 
 def _troubles(index: Index) -> str:

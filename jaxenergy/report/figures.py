@@ -917,18 +917,26 @@ def make_frameworks(index: Index, documents: Documents) -> list[Figure]:
         sides = [side for side in comparison.frameworks if side.per_update_j.value is not None]
         if not sides:
             continue
-        figures.append(_sides_figure(comparison, sides, _numbered("frameworks", figures)))
+        figures.append(
+            _sides_figure(
+                comparison, documents.name_of(comparison), sides, _numbered("frameworks", figures)
+            )
+        )
         if len(figures) == _MOST_OF_A_KIND:
             break
     crossovers: list[Figure] = []
     for comparison in documents.comparisons[:_MOST_OF_A_KIND]:
-        figure = _crossover_figure(comparison, _numbered("crossover", crossovers))
+        figure = _crossover_figure(
+            comparison, documents.name_of(comparison), _numbered("crossover", crossovers)
+        )
         if figure is not None:
             crossovers.append(figure)
     return [*figures, *crossovers]
 
 
-def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str) -> Figure:
+def _sides_figure(
+    comparison: Comparison, model: str, sides: Sequence[Framework], name: str
+) -> Figure:
     provenance = comparison.provenance
     rows = [
         {
@@ -948,7 +956,7 @@ def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str)
     on = f" on {comparison.device}" if comparison.device else ""
     return Figure(
         name=name,
-        title=f"Joules per update by framework: {comparison.model}",
+        title=f"Joules per update by framework: {model}",
         caption=(
             f"The same training{on}, {provenance}, one process at a time, in random order by"
             " blocks. The interval (95 %) is that of the mean over processes. What time and watts"
@@ -1005,7 +1013,7 @@ def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str)
     )
 
 
-def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
+def _crossover_figure(comparison: Comparison, model: str, name: str) -> Figure | None:
     """Joules of a training over its length, for each framework; where lines cross, it turns."""
     provenance = comparison.provenance
     sides = [
@@ -1071,7 +1079,7 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
     joules = _joules_axis("energy_j", f"energy of the training, {provenance}")
     return Figure(
         name=name,
-        title=f"Energy of a whole training by its length: {comparison.model}",
+        title=f"Energy of a whole training by its length: {model}",
         caption=(
             "Start-up and compilation, and the updates on top. Where two lines cross (marked, with"
             " its 95 % interval, which goes to the edge where it has no end) the dearer becomes the"

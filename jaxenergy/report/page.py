@@ -23,7 +23,7 @@ from jaxenergy.records.schema import COMPLETED, FOREIGN
 from jaxenergy.records.summary import label_lines
 from jaxenergy.report import groups
 from jaxenergy.report.answer import PROVENANCE_MEANING, Rates, Statement
-from jaxenergy.report.documents import Documents, Known, Pair, Verdict
+from jaxenergy.report.documents import Documents, Pair, Verdict
 from jaxenergy.report.figures import Figure, make_power
 from jaxenergy.report.index import Index, Record
 from jaxenergy.report.style import CONFIG
@@ -522,6 +522,7 @@ PAIR_COLUMNS = (
     ("power", "power ratio"),
     ("crossover", "crossover (updates)"),
     ("says", "what it says"),
+    ("processes", "processes each"),
     ("provenance", "joules"),
 )
 
@@ -530,7 +531,8 @@ def pair_rows(documents: Documents) -> list[dict[str, str]]:
     """The comparisons, a row a pair of frameworks, in words."""
     rows = []
     for comparison in documents.comparisons:
-        common = {"model": comparison.model, "provenance": comparison.provenance}
+        model = documents.name_of(comparison)
+        common = {"model": model, "provenance": comparison.provenance}
         if not comparison.pairs:
             says = f"{comparison.status or 'no comparison'}: {comparison.why or 'no reason given'}"
             rows.append({**common, "says": says})
@@ -547,14 +549,24 @@ def pair_rows(documents: Documents) -> list[dict[str, str]]:
                     **common,
                     "framework": pair.framework,
                     "reference": pair.reference,
-                    "energy": _show_known(pair.energy_ratio),
-                    "time": _show_known(pair.time_ratio),
-                    "power": _show_known(pair.power_ratio),
+                    "energy": pair.energy_ratio.tell(),
+                    "time": pair.time_ratio.tell(),
+                    "power": pair.power_ratio.tell(),
                     "crossover": _show_crossover(pair),
                     "says": says,
+                    "processes": str(comparison.processes_of(pair) or ""),
                 }
             )
     return rows
+
+
+def pair_warnings(documents: Documents) -> list[str]:
+    """What a reader should know before believing a ratio of the comparisons."""
+    return [
+        f"{documents.name_of(comparison)}: {warning}"
+        for comparison in documents.comparisons
+        for warning in comparison.warnings
+    ]
 
 
 def _pairs_table(documents: Documents) -> dict[str, Any]:
@@ -562,26 +574,14 @@ def _pairs_table(documents: Documents) -> dict[str, Any]:
         "title": "Ratios with their 95 % intervals",
         "headings": [heading for _, heading in PAIR_COLUMNS],
         "rows": [[row.get(key, "") for key, _ in PAIR_COLUMNS] for row in pair_rows(documents)],
+        "warnings": pair_warnings(documents),
     }
 
 
 def _show_crossover(pair: Pair) -> str:
     if pair.set95 and pair.crossover.value is not None:
         return f"{pair.crossover.value:,.0f} ({pair.tell_set()})"
-    return _show_known(pair.crossover)
-
-
-def _show_known(known: Known) -> str:
-    if known.value is None:
-        return known.why or "n/a"
-    text = f"{known.value:.3g}" if known.value < 1000 else f"{known.value:,.0f}"
-    if known.low is None and known.high is None:
-        return text
-    low, high = (
-        "∞" if end is None else f"{end:.3g}" if end < 1000 else f"{end:,.0f}"
-        for end in (known.low, known.high)
-    )
-    return f"{text} ({low} to {high})"
+    return pair.crossover.tell()
 
 
 @functools.cache
