@@ -80,9 +80,7 @@ def run(folder: str) -> None:
         except KeyboardInterrupt:
             print(build_report(root, out, rates).page)
         return
-    outcome = build_report(root, out, rates)
-    done = f"{outcome.read:,} read anew" if outcome.changed else "nothing changed"
-    print(f"{outcome.page}: {outcome.runs:,} runs, {done}")
+    print(build_report(root, out, rates))
 
 
 def main() -> None:

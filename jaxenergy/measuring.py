@@ -30,7 +30,7 @@ from jaxenergy.energy.rounds import (
 from jaxenergy.errors import UsageError
 from jaxenergy.meters import Device, Meters, open_meters
 from jaxenergy.stats import Estimate, difference
-from jaxenergy.units import format_duration_s, format_si
+from jaxenergy.units import format_duration_s, format_percent, format_si
 
 # Calls whose outputs feed nothing are dispatched so far ahead of the one that is waited for.
 _CALLS_AHEAD = 2
@@ -163,7 +163,7 @@ class Measurement:
         if not self.reached_target:
             lines.append(
                 "The time was up before the interval was within"
-                f" ± {100 * self.target_relative_ci:.3g}%."
+                f" ± {format_percent(self.target_relative_ci, 3)}."
             )
         return "\n".join(lines)
 

@@ -4,6 +4,7 @@ A unit is part of every name in this project (`energy_j`, `start_ns`); this modu
 between the units that hardware speaks and the ones that are written down, and formats for tables.
 """
 
+import decimal
 import math
 from collections.abc import Mapping
 
@@ -49,10 +50,30 @@ def format_si(value: float | None, unit: str, digits: int = 3) -> str:
     return f"{scaled:.{decimals}f} {prefix}{unit}"
 
 
+def format_percent(share: float | None, digits: int = 2) -> str:
+    """A share as per cent with at most so many significant digits, never with an exponent.
+
+    Args:
+        share: of one, e.g. half an interval over its mean; None for one that could not be had.
+        digits: significant digits; zeros at the end are left out.
+
+    Returns:
+        The text, e.g. `0.35 %` or `150 %`; `n/a` for None or a value that is not finite.
+    """
+    if share is None or not math.isfinite(share):
+        return "n/a"
+    return f"{decimal.Decimal(f'{100 * share:.{digits}g}'):f} %"
+
+
 def format_accuracy(accuracy: float, by_task: Mapping[str, float] | None = None) -> str:
     """A share as per cent, where it is the mean of several tasks with each of them."""
     tasks = ", ".join(f"{name} {value:.2%}" for name, value in (by_task or {}).items())
     return f"{accuracy:.2%}" + (f" ({tasks})" if tasks else "")
+
+
+def format_count(number: int, word: str, words: str | None = None) -> str:
+    """How many of something, e.g. `1 run`, `1,200 runs`, `2 studies`."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"
 
 
 def format_duration_s(duration_s: float | None) -> str:

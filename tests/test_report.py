@@ -168,13 +168,61 @@ POINTS = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1,
 
 @given(POINTS)
 def test_the_front_is_what_none_beats(points):
-    runs = [{"energy_j": e, "test_accuracy": a} for e, a in points]
-    front = {(run["energy_j"], run["test_accuracy"]) for run in groups.pareto_front(runs)}
+    runs = [{"without_compiling_j": e, "test_accuracy": a} for e, a in points]
+    front = {
+        (run["without_compiling_j"], run["test_accuracy"]) for run in groups.pareto_front(runs)
+    }
     assert front == {
         (e, a)
         for e, a in points
         if not any((x <= e and y >= a) and (x, y) != (e, a) for x, y in points)
     }
+
+
+def test_runs_are_compared_without_what_the_cache_saved_some_of_them(tmp_path):
+    root = tmp_path / "runs"
+    make_run(root / "compiled-anew", update_j=1.0, accuracy=0.9)
+    make_run(root / "of-the-cache", update_j=1.02, accuracy=0.9, seed=1, compile_j=2.0)
+    make_run(root / "unknown", update_j=0.1, accuracy=0.99, seed=2)
+    summary = json.loads((root / "unknown" / "summary.json").read_text())
+    summary["compiled"]["compile_j"] = None
+    (root / "unknown" / "summary.json").write_text(json.dumps(summary))
+    index = index_of(root)
+    anew, cached, unknown = index.runs
+    assert anew["energy_j"] > cached["energy_j"]  # each run's own account is left as it is
+    assert anew["without_compiling_j"] == pytest.approx(anew["energy_j"] - 60.0)
+    assert unknown["energy_j"] is not None
+    assert unknown["without_compiling_j"] is None
+    (compared,) = groups.comparable(index.runs).values()
+    assert [run["name"] for run in compared] == ["compiled-anew", "of-the-cache"]
+    assert groups.pareto_front(index.runs) == [anew]
+    assert [run["name"] for run in sorted(index.runs, key=groups.rank_of)][-1] == "unknown"
+    documents = read_documents([])
+    best = next(
+        item.text for item in make_answer(index, documents, Rates()) if item.label == "best"
+    )
+    assert "by compiled-anew for" in best
+    assert "without idle and compiling (simulated)" in best
+    accuracy, curves, *_ = make_figures(index, documents, "")
+    assert "without idle and compiling" in str(accuracy.spec)
+    assert [row["front"] for row in accuracy.rows] == [True, False]
+    assert "without compiling" in str(curves.spec)
+    last_j = [row["energy_j"] for row in curves.rows if row["run"] == anew["name"]][-1]
+    assert last_j == pytest.approx(anew["without_compiling_j"])
+
+
+def test_a_curve_is_without_the_compiling_of_each_attempt_so_far(tmp_path):
+    make_run(tmp_path / "a", windows=4, evaluations=4, update_j=1.0)
+    path = tmp_path / "a" / "windows.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    before = make_record(read_run(tmp_path / "a"), "a", "a.html")["curve"]
+    second = next(position for position, line in enumerate(lines) if line["first_update"] == 40)
+    again = {**next(line for line in lines if line["phase"] == "compile"), "attempt": 1}
+    lines.insert(second, again)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    after = make_record(read_run(tmp_path / "a"), "a", "a.html")["curve"]
+    saved = [old[1] - new[1] for old, new in zip(before, after, strict=True)]
+    assert saved == pytest.approx([0.0, 0.0, 60.0, 60.0])
 
 
 def test_a_factor_is_compared_with_all_else_equal(tmp_path):
@@ -295,16 +343,63 @@ def test_the_answer_keeps_provenances_apart(demo):
     assert labels[0] == "trained"
     claims = next(item.text for item in answer if item.label == "claims")
     assert claims.startswith("4 statements of 1 study tested: 1 supported, 1 refuted")
-    frameworks = next(item for item in answer if item.label == "frameworks")
-    assert "torch takes 1.4 times the joules of jax an update" in frameworks.text
     assert "1 failed" in answer[-1].text
 
 
+def test_a_ratio_of_frameworks_says_of_what_and_how_sure_it_is(tmp_path):
+    def sentences():
+        index = index_of(tmp_path)
+        answer = make_answer(index, read_documents(index.documents), Rates())
+        return [item.text for item in answer if item.label == "frameworks"]
+
+    made_up_runs.make_documents(tmp_path)
+    (sentence,) = sentences()
+    assert sentence == (
+        "resnet 8 x 16, measured: torch takes 1.4 times the joules of jax an update (95 %: 1.33 to"
+        " 1.47; 5 processes each); torch_compile takes 1.13 times the joules of jax an update"
+        " (95 %: 1.07 to 1.19; 5 processes each). Warning: other programs kept up to 1.6 cores"
+        " busy."
+    )
+    document = json.loads((tmp_path / "compare" / "compare.json").read_text())
+    entry = document["models"]["resnet"]
+    entry["provenance"] = "estimated"
+    entry["frameworks"]["torch"]["processes"] = 2
+    entry["pairs"][0]["energy_ratio"] = {"ratio": 153.2, "ci95": None, "why": "needs two"}
+    del entry["warnings"]
+    (tmp_path / "tried").mkdir()
+    (tmp_path / "tried" / "compare.json").write_text(json.dumps({**document, "name": "tried"}))
+    first, second = sentences()
+    assert first.startswith("resnet 8 x 16 (resnet), measured: ")
+    assert second.startswith(
+        "resnet 8 x 16 (tried), estimated: torch takes 153 times the joules of jax an update (no"
+        " interval: 2 processes each); "
+    )
+    assert "Warning" not in second
+    build_report(tmp_path, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "153 (no interval)" in page
+    warning = "resnet 8 x 16 (resnet): other programs kept up to 1.6 cores busy"
+    assert f"<li>warning: {warning}</li>" in page
+    done = report_process(str(tmp_path), f"--out={tmp_path / 'report'}", "--summary")
+    assert f"warning: {warning}" in " ".join(done.stdout.split())
+
+
+def test_a_wide_interval_has_no_exponent(tmp_path):
+    make_run(tmp_path / "a", update_j=1.0)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    summary["per_update_j"]["ci95"] = [-0.5, 2.5]
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    answer = make_answer(index_of(tmp_path), read_documents([]), Rates())
+    assert "± 150 % in" in next(item.text for item in answer if item.label == "how sure")
+
+
 def test_nothing_at_all_is_an_answer_too(tmp_path):
-    root = tmp_path / "runs"
+    root, out = tmp_path / "runs", tmp_path / "report"
     root.mkdir()
-    build_report(root, tmp_path / "report")
-    assert "No run was found here." in (tmp_path / "report" / "index.html").read_text()
+    assert str(build_report(root, out)) == f"{out}/index.html: no run was found in {root}"
+    assert f"No run was found in {root}." in (out / "index.html").read_text()
+    made_up_runs.make_documents(root)
+    assert f"no run was found in {root}, but 6 documents" in str(build_report(root, out))
 
 
 # -------------------------------------------------------------------------------------- figures
@@ -564,6 +659,28 @@ def test_a_report_inside_the_runs_folder_does_not_report_itself(tmp_path):
     assert build_report(tmp_path, tmp_path / "report").runs == 1
     outcome = build_report(tmp_path, tmp_path / "report")
     assert (outcome.runs, outcome.changed) == (1, False)
+    # Nor does one that goes elsewhere report it; what else lies about is still told.
+    (tmp_path / "notes").mkdir()
+    index = index_of(tmp_path)
+    assert [run["path"] for run in index.runs] == ["a", "notes"]
+    # A run in a report's folder is a run all the same.
+    make_run(tmp_path / "report" / "b")
+    assert [run["path"] for run in index_of(tmp_path).runs] == ["a", "notes", "report/b"]
+
+
+def test_only_runs_are_counted_as_runs(tmp_path):
+    root, out = tmp_path / "runs", tmp_path / "report"
+    make_run(root / "a")
+    for name in ("notes", "figs"):
+        (root / name).mkdir()
+    (root / "broken").mkdir()
+    (root / "broken" / "config.json").write_text("{")
+    done = report_process(str(root), f"--out={out}")
+    assert done.stdout == (
+        f"{out}/index.html: 1 run, 1 read anew; 3 folders without a readable run\n"
+    )
+    outcome = build_report(root, out)
+    assert (outcome.runs, outcome.foreign) == (1, 3)
 
 
 # ------------------------------------------------------------------------------------ the driver
@@ -622,7 +739,7 @@ def test_watching_follows_what_runs_do(tmp_path):
         text=True,
     ) as process:
         assert process.stdout is not None
-        assert "1 runs, 1 read anew" in process.stdout.readline()
+        assert "1 run, 1 read anew" in process.stdout.readline()
         assert '"reload_s":0.1' in (out / "index.html").read_text()
         make_run(root / "b", windows=1)
         # The folder may be seen half made: what follows it is the whole.

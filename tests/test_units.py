@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxenergy.units import format_duration_s, format_si
+from jaxenergy.units import format_duration_s, format_percent, format_si
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,23 @@ from jaxenergy.units import format_duration_s, format_si
 )
 def test_si(value, text):
     assert format_si(value, "J") == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0035, "0.35 %"),
+        (0.02, "2 %"),
+        (0.996, "100 %"),
+        (1.5, "150 %"),
+        (12.34, "1200 %"),
+        (3e-9, "0.0000003 %"),
+        (None, "n/a"),
+        (float("inf"), "n/a"),
+    ],
+)
+def test_percents_have_no_exponent(share, text):
+    assert format_percent(share) == text
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxenergy.records.files import plain_text
 from jaxenergy.records.schema import COMPLETED, FAILED, FOREIGN, UNFINISHED
 from jaxenergy.report import groups
-from jaxenergy.report.documents import VERDICTS, Documents
+from jaxenergy.report.documents import VERDICTS, Comparison, Documents, Pair, tell_number
 from jaxenergy.report.index import Index
-from jaxenergy.units import format_duration_s, format_si
+from jaxenergy.units import format_count, format_duration_s, format_percent, format_si
 
 Record = Mapping[str, Any]
 
@@ -77,7 +79,7 @@ def make_answer(index: Index, documents: Documents, rates: Rates) -> list[Statem
     """
     runs = [run for run in index.runs if run["state"] != FOREIGN]
     beside = documents.studies or documents.sweeps or documents.comparisons
-    statements = [_trained(runs)] if runs or not beside else []
+    statements = [_trained(runs, index.root)] if runs or not beside else []
     for provenance in PROVENANCE_MEANING:
         some = [run for run in runs if run["provenance"] == provenance]
         if some:
@@ -89,8 +91,8 @@ def make_answer(index: Index, documents: Documents, rates: Rates) -> list[Statem
             for word in VERDICTS
             if (count := sum(verdict.verdict == word for verdict in verdicts))
         ]
-        many = _count(len(verdicts), "statement")
-        studies = _count(len(documents.studies), "study", "studies")
+        many = format_count(len(verdicts), "statement")
+        studies = format_count(len(documents.studies), "study", "studies")
         statements.append(Statement("claims", f"{many} of {studies} tested: {', '.join(counts)}."))
     statements += _frameworks(documents)
     if troubles := _troubles(index):
@@ -98,14 +100,14 @@ def make_answer(index: Index, documents: Documents, rates: Rates) -> list[Statem
     return statements
 
 
-def _trained(runs: Sequence[Record]) -> Statement:
+def _trained(runs: Sequence[Record], root: Path) -> Statement:
     if not runs:
-        return Statement("trained", "No run was found here.")
+        return Statement("trained", f"No run was found in {plain_text(root)}.")
     done = [run for run in runs if run["state"] == COMPLETED]
     updates = sum(run["updates"] or 0 for run in runs)
     duration_s = math.fsum(run["duration_s"] or 0.0 for run in runs)
     text = (
-        f"{_count(len(runs), 'run')} ({len(done):,} finished) of"
+        f"{format_count(len(runs), 'run')} ({len(done):,} finished) of"
         f" {_names(run['model'] for run in runs)} on {_names(run['dataset'] for run in runs)},"
         f" with {_names(run['optimizer'] for run in runs)}:"
         f" {updates:,} updates in {format_duration_s(duration_s)}."
@@ -115,7 +117,7 @@ def _trained(runs: Sequence[Record]) -> Statement:
 
 def _cost(runs: Sequence[Record], provenance: str, rates: Rates) -> list[Statement]:
     if provenance == "none":
-        unmetered = f"{_count(len(runs), 'run')} not metered, or without a summary yet."
+        unmetered = f"{format_count(len(runs), 'run')} not metered, or without a summary yet."
         return [Statement("cost", unmetered, provenance)]
     kinds = groups.by_kind(runs)
     statements = []
@@ -124,8 +126,8 @@ def _cost(runs: Sequence[Record], provenance: str, rates: Rates) -> list[Stateme
         statements += _cost_of_kind(some, name, provenance, rates)
     if (left := len(kinds) - _MOST_NAMES) > 0:
         text = (
-            f"{_count(left, 'further set')} of runs ({provenance}) of another data set, device or"
-            " the like: each run is in the table."
+            f"{format_count(left, 'further set')} of runs ({provenance}) of another data set,"
+            " device or the like: each run is in the table."
         )
         statements.append(Statement("cost", text, provenance))
     return statements
@@ -141,9 +143,9 @@ def _cost_of_kind(
     if known:
         total_j = math.fsum(run["energy_j"] for run in known)
         text = f"{name}{format_si(total_j, 'J')} without idle, {PROVENANCE_MEANING[provenance]}"
-        text += f" ({_count(len(known), 'run')})."
+        text += f" ({format_count(len(known), 'run')})."
         if unknown:
-            text += f" Of {_count(unknown, 'further run')} the joules are not known."
+            text += f" Of {format_count(unknown, 'further run')} the joules are not known."
         if provenance != "simulated":
             extras = []
             if (carbon_g := rates.carbon_g(total_j)) is not None:
@@ -155,7 +157,7 @@ def _cost_of_kind(
         statements.append(Statement("cost", text, provenance))
         statements.append(Statement("how sure", name + _sureness(known, provenance), provenance))
     elif unknown:
-        text = f"{name}Of {_count(unknown, 'run')} ({provenance}) the joules are not known."
+        text = f"{name}Of {format_count(unknown, 'run')} ({provenance}) the joules are not known."
         statements.append(Statement("cost", text, provenance))
     return statements
 
@@ -170,8 +172,8 @@ def _sureness(runs: Sequence[Record], provenance: str) -> str:
     parts = []
     if widths:
         parts.append(
-            f"J per update has an interval (95 %) of ± {100 * statistics.median(widths):.2g} %"
-            f" in the median of {_count(len(widths), 'run')}"
+            f"J per update has an interval (95 %) of ± {format_percent(statistics.median(widths))}"
+            f" in the median of {format_count(len(widths), 'run')}"
         )
     else:
         parts.append("No run has an interval of J per update")
@@ -199,31 +201,47 @@ def _best(index: Index) -> list[Statement]:
         near = next(run for run in front if (groups.accuracy_of(run) or 0.0) >= best - 0.01)
         text = (
             f"{groups.name_kind(kind, kinds)}: {best:.2%} by {_short(top)} for"
-            f" {format_si(top['energy_j'], 'J')} ({kind.provenance})"
+            f" {format_si(top['without_compiling_j'], 'J')} without idle and compiling"
+            f" ({kind.provenance})"
         )
         if near is not top:
             text += (
                 f"; within a point of it the cheapest is {_short(near)},"
-                f" {groups.accuracy_of(near):.2%} for {format_si(near['energy_j'], 'J')}"
+                f" {groups.accuracy_of(near):.2%} for"
+                f" {format_si(near['without_compiling_j'], 'J')}"
             )
         statements.append(Statement("best", text + ".", kind.provenance))
     return statements
 
 
 def _frameworks(documents: Documents) -> list[Statement]:
-    """For each model what a framework takes of another, the first few of them."""
+    """For each model what a framework takes of another and how sure, the first few of them."""
     statements = []
     for comparison in documents.comparisons:
         ratios = [
-            f"{pair.framework} takes {pair.energy_ratio.value:.3g} times the joules of"
-            f" {pair.reference} an update"
+            _energy_ratio(pair, comparison)
             for pair in comparison.pairs
             if pair.energy_ratio.value is not None
         ]
         if ratios:
-            text = f"{comparison.model}: {'; '.join(ratios[:_MOST_NAMES])}."
+            text = f"{documents.name_of(comparison)}, {comparison.provenance}:"
+            text += f" {'; '.join(ratios[:_MOST_NAMES])}."
+            if comparison.warnings:
+                first, *others = comparison.warnings
+                text += f" Warning: {first}{f'; and {len(others)} more' if others else ''}."
             statements.append(Statement("frameworks", text, comparison.provenance))
     return statements[:_MOST_NAMES]
+
+
+def _energy_ratio(pair: Pair, comparison: Comparison) -> str:
+    ratio, processes = pair.energy_ratio, comparison.processes_of(pair)
+    interval = ratio.tell_interval()
+    sureness = f"95 %: {interval}; " if interval else "no interval: "
+    many = format_count(processes, "process", "processes")
+    return (
+        f"{pair.framework} takes {tell_number(ratio.value or 0.0)} times the joules of"
+        f" {pair.reference} an update ({sureness}{many if processes else 'unknown processes'} each)"
+    )
 
 
 def _troubles(index: Index) -> str:
@@ -249,10 +267,6 @@ def _names(values: Iterable[str]) -> str:
     shown = names[:_MOST_NAMES]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return ", ".join(shown) + more
-
-
-def _count(number: int, word: str, words: str | None = None) -> str:
-    return f"{number:,} {word if number == 1 else words or word + 's'}"
 
 
 def _times(energy_j: float | None, per_kwh: float | None) -> float | None:

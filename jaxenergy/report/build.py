@@ -30,6 +30,7 @@ from jaxenergy.report.index import (
 )
 from jaxenergy.report.style import on_paper
 from jaxenergy.report.writing import write_text
+from jaxenergy.units import format_count
 
 SCHEMA = 1
 NO_RATES = Rates()
@@ -44,15 +45,33 @@ class Outcome:
 
     Attributes:
         page: the page to open.
+        root: the folder that was looked through.
         runs: how many runs are in it.
         read: how many of them were read anew.
+        foreign: how many folders are no run, or none that this version can read.
+        documents: how many documents of studies, sweeps and comparisons there are.
         changed: whether anything was written.
     """
 
     page: Path
+    root: Path
     runs: int
     read: int
+    foreign: int
+    documents: int
     changed: bool
+
+    def __str__(self) -> str:
+        if self.runs:
+            done = f"{self.read:,} read anew" if self.changed else "nothing changed"
+            text = f"{format_count(self.runs, 'run')}, {done}"
+        else:
+            text = f"no run was found in {plain_text(self.root)}"
+            if self.documents:
+                text += f", but {format_count(self.documents, 'document')} of studies and the like"
+        if self.foreign:
+            text += f"; {format_count(self.foreign, 'folder')} without a readable run"
+        return f"{self.page}: {text}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +123,16 @@ def build_report(
         )
         command = _command(root, out, rates)
         stamp = _stamp(index, new_cache, command, reload_s)
-        outcome = Outcome(out / "index.html", len(index.runs), len(index.changed), False)
+        foreign = len(index.in_state(FOREIGN))
+        outcome = Outcome(
+            page=out / "index.html",
+            root=root,
+            runs=len(index.runs) - foreign,
+            read=len(index.changed),
+            foreign=foreign,
+            documents=len(index.documents),
+            changed=False,
+        )
         if cache.get("stamp") == stamp and outcome.page.exists():
             return outcome
         _remove_old_pages(pages, cache, new_cache)
@@ -239,7 +267,7 @@ def watch(build: Callable[[], Outcome], say: Callable[[str], None], every_s: flo
     while True:
         outcome = build()
         if outcome.changed:
-            say(f"{outcome.page}: {outcome.runs:,} runs, {outcome.read:,} read anew")
+            say(str(outcome))
         time.sleep(every_s)
 
 
@@ -348,9 +376,11 @@ def _write_tables(report: Report, folder: Path) -> None:
     runs: list[Record] = [
         page.run_row(run, report.rates) for run in report.index.runs if run["state"] != FOREIGN
     ]
-    runs.sort(key=lambda run: (run["energy_j"] is None, run["energy_j"] or 0.0))
+    runs.sort(key=groups.rank_of)
     paper = [column for column in columns if column[0] in _PAPER_COLUMNS]
-    _write_table(folder, "runs", columns, runs, "Runs, by joules", paper=paper)
+    _write_table(
+        folder, "runs", columns, runs, "Runs, by joules without idle and compiling", paper=paper
+    )
     verdicts = [
         {**dataclasses.asdict(verdict), "claim": study.claim}
         for study in report.documents.studies
@@ -387,7 +417,7 @@ def _write_table(
 
 # What of a run has room in a paper.
 _PAPER_COLUMNS = (
-    *("name", "model", "dataset", "optimizer", "accuracy", "energy_j"),
+    *("name", "model", "dataset", "optimizer", "accuracy", "without_compiling_j", "energy_j"),
     *("per_update_j", "per_update_relative", "provenance", "carbon_g", "price"),
 )
 _VERDICT_COLUMNS = (
@@ -404,6 +434,7 @@ _VERDICT_COLUMNS = (
 )
 _UNITS = {
     "energy_j": "J",
+    "without_compiling_j": "J",
     "net_j": "J",
     "target_energy_j": "J",
     "per_update_j": "J",

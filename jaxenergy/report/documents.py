@@ -94,6 +94,19 @@ class Known:
     high: float | None
     why: str
 
+    def tell(self) -> str:
+        """The number with its interval, in words; the reason where there is no number."""
+        if self.value is None:
+            return self.why or "n/a"
+        return f"{tell_number(self.value)} ({self.tell_interval() or 'no interval'})"
+
+    def tell_interval(self) -> str:
+        """The interval in words; empty where there is none."""
+        if self.low is None and self.high is None:
+            return ""
+        low, high = ("∞" if end is None else tell_number(end) for end in (self.low, self.high))
+        return f"{low} to {high}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Framework:
@@ -164,7 +177,9 @@ class Comparison:
 
     Attributes:
         path: of its document.
+        name: of the comparison, which may be of several models.
         model: what was trained.
+        network: the model with its depth and width, e.g. `mlp 3 x 512`.
         status: `compared`, or why there is nothing: `refused`, `failed`, `unfinished`.
         why: the reason.
         provenance: of the joules.
@@ -173,10 +188,13 @@ class Comparison:
         updates: of the whole training; None where that is not said.
         frameworks: the sides.
         pairs: of them.
+        warnings: what a reader should know before believing a ratio, in sentences.
     """
 
     path: str
+    name: str
     model: str
+    network: str
     status: str
     why: str
     provenance: str
@@ -185,6 +203,12 @@ class Comparison:
     updates: int | None
     frameworks: list[Framework]
     pairs: list[Pair]
+    warnings: list[str]
+
+    def processes_of(self, pair: Pair) -> int:
+        """How many processes each side of a pair has at least; 0 where that is not said."""
+        sides = (pair.framework, pair.reference)
+        return min((one.processes for one in self.frameworks if one.name in sides), default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +219,12 @@ class Documents:
     sweeps: list[Sweep]
     comparisons: list[Comparison]
     refused: list[tuple[str, str]]
+
+    def name_of(self, comparison: Comparison) -> str:
+        """What a comparison is of, with its own name where there are several."""
+        if len({other.path for other in self.comparisons}) > 1:
+            return f"{comparison.network} ({comparison.name})"
+        return comparison.network
 
 
 def read_documents(found: Sequence[tuple[str, Mapping[str, Any] | str]]) -> Documents:
@@ -277,7 +307,6 @@ def _read_verdict(study: str, provenance: str, entry: Any, number: int) -> Verdi
 def _read_sweep(path: str, content: Mapping[str, Any]) -> Sweep:
     axes = _table(content.get("axes"))
     runs = _table(content.get("runs"))
-    warnings = content.get("warnings")
     return Sweep(
         path=path,
         name=_text(content.get("id")) or PurePath(path).parent.name,
@@ -292,7 +321,7 @@ def _read_sweep(path: str, content: Mapping[str, Any]) -> Sweep:
             for state, count in runs.items()
             if type(count) is int and count
         ],
-        warnings=[_text(warning) for warning in warnings] if isinstance(warnings, list) else [],
+        warnings=_texts(content.get("warnings")),
     )
 
 
@@ -305,10 +334,13 @@ def _read_comparisons(path: str, content: Mapping[str, Any]) -> list[Comparison]
         frameworks = _table(entry.get("frameworks"))
         pairs = entry.get("pairs")
         updates = entry.get("training_updates")
+        name = plain_text(model, 60)
         comparisons.append(
             Comparison(
                 path=path,
-                model=plain_text(model, 60),
+                name=_text(content.get("name")) or PurePath(path).parent.name,
+                model=name,
+                network=_with_size(name, _table(entry.get("resolved"))),
                 status=_text(entry.get("status")),
                 why=plain_text(_text(_table(entry.get("why")).get("status")), 300),
                 provenance=_provenance(entry.get("provenance")),
@@ -325,6 +357,7 @@ def _read_comparisons(path: str, content: Mapping[str, Any]) -> list[Comparison]
                     for pair in (pairs if isinstance(pairs, list) else ())
                     if isinstance(pair, dict)
                 ],
+                warnings=_texts(entry.get("warnings")),
             )
         )
     return comparisons
@@ -375,6 +408,16 @@ def _set(value: Any) -> list[tuple[float, float | None]] | None:
     return pieces if len(pieces) == len(value) else None
 
 
+def tell_number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _with_size(model: str, resolved: Mapping[str, Any]) -> str:
+    depth, width = _number(resolved.get("depth")), _number(resolved.get("width"))
+    return model if depth is None or width is None else f"{model} {depth} x {width}"
+
+
 def _command(value: Any) -> str:
     """A command line, given as text or as a list of words."""
     if isinstance(value, list):
@@ -392,6 +435,10 @@ def _table(value: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return plain_text(value) if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(item) for item in value] if isinstance(value, list) else []
 
 
 def _number(value: Any) -> float | None:

@@ -21,7 +21,8 @@ from jaxenergy.units import NS_PER_S
 
 _PROJECT = "jaxenergy"
 _SUMMARY_KEYS = (
-    *("energy_j", "net_j", "per_update_j", "per_update_low_j", "per_update_high_j"),
+    *("energy_j", "without_compiling_j", "net_j"),
+    *("per_update_j", "per_update_low_j", "per_update_high_j"),
     *("per_example_j", "test_accuracy", "validation_accuracy", "train_loss", "target_energy_j"),
     *("updates", "parameters", "duration_s"),
 )

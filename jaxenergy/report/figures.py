@@ -30,7 +30,7 @@ from jaxenergy.report.style import (
     PROVENANCE_SHAPES,
     SERIES,
 )
-from jaxenergy.units import NS_PER_S, format_si
+from jaxenergy.units import NS_PER_S, format_count, format_si
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -103,7 +103,7 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
     del documents
     columns = (
         ("run", "run"),
-        ("energy_j", "energy without idle (J)"),
+        ("without_compiling_j", "energy without idle and compiling (J)"),
         ("accuracy", "accuracy"),
         ("of", "accuracy of"),
         ("optimizer", "optimizer"),
@@ -121,7 +121,7 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
         rows = [
             {
                 "run": run["name"],
-                "energy_j": run["energy_j"],
+                "without_compiling_j": run["without_compiling_j"],
                 "accuracy": groups.accuracy_of(run),
                 "of": "test" if run["test_accuracy"] is not None else "validation",
                 "optimizer": run["optimizer"],
@@ -129,14 +129,14 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
                 "front": run["path"] in front,
                 "page": f"runs/{run['page']}",
             }
-            for run in sorted(known, key=lambda run: run["energy_j"])
+            for run in sorted(known, key=lambda run: run["without_compiling_j"])
         ]
         color = PROVENANCE_COLORS[provenance]
-        scale, scaled = _joules_scale([row["energy_j"] for row in rows])
+        scale, scaled = _joules_scale([row["without_compiling_j"] for row in rows])
         x = {
-            "field": "energy_j",
+            "field": "without_compiling_j",
             "type": "quantitative",
-            "title": f"energy without idle, {provenance}{scaled}",
+            "title": f"energy without idle and compiling, {provenance}{scaled}",
             "scale": scale,
             "axis": {**_OVERLAP, "labelExpr": _with_unit("J"), "tickCount": 6},
         }
@@ -146,10 +146,11 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
                 name=_numbered("accuracy", figures),
                 title=f"Energy against accuracy: {dataset}, {provenance}",
                 caption=(
-                    f"Each mark is a run {_on(kind._asdict())}; joules are {provenance}. The line"
-                    " joins the runs that no other beats in both (the Pareto front); what lies"
-                    " below it to the right costs more for less. One run is one draw of its seed:"
-                    " near ties are not settled here."
+                    f"Each mark is a run {_on(kind._asdict())}; joules are {provenance}, without"
+                    " idle and compiling, since runs that found their programs in the cache did"
+                    " not compile. The line joins the runs that no other beats in both (the Pareto"
+                    " front); what lies below it to the right costs more for less. One run is one"
+                    " draw of its seed: near ties are not settled here."
                 ),
                 columns=columns,
                 rows=rows,
@@ -195,7 +196,7 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
                                 "href": {"field": "page"},
                                 "tooltip": [
                                     {"field": "run", "title": "run"},
-                                    _tip("energy_j", "energy (J)", ".4~s"),
+                                    _tip("without_compiling_j", "without compiling (J)", ".4~s"),
                                     _tip("accuracy", "accuracy", ".2%"),
                                     {"field": "of", "title": "accuracy of"},
                                     {"field": "optimizer", "title": "optimizer"},
@@ -213,19 +214,19 @@ def make_accuracy(index: Index, documents: Documents) -> list[Figure]:
         _empty(
             "accuracy",
             "Energy against accuracy",
-            "no finished run has both its joules and an accuracy",
+            "no finished run has both its joules without compiling and an accuracy",
         )
     ]
 
 
 def make_curves(index: Index, documents: Documents) -> list[Figure]:
-    """Accuracy over joules as the training went on."""
+    """Accuracy over joules without compiling, as the training went on."""
     del documents
     columns = (
         ("run", "run"),
         ("optimizer", "optimizer"),
         ("update", "update"),
-        ("energy_j", "energy so far (J)"),
+        ("energy_j", "energy so far without compiling (J)"),
         ("accuracy", "validation accuracy"),
         ("provenance", "joules are"),
     )
@@ -261,9 +262,9 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
                 name="curves",
                 title=f"Energy to accuracy: {dataset}, {provenance}",
                 caption=(
-                    "Validation accuracy over the joules spent until then, start-up and compilation"
-                    f" among them, {_on(kind._asdict())}; joules are {provenance}. Read across at"
-                    " an accuracy to see what it took."
+                    "Validation accuracy over the joules spent until then, start-up among them and"
+                    f" compiling not, {_on(kind._asdict())}; joules are {provenance}. Read across"
+                    " at an accuracy to see what it took."
                     + (
                         f" Of {len(curved)} runs the {len(shown)} of highest accuracy are drawn."
                         if left_out
@@ -280,7 +281,7 @@ def make_curves(index: Index, documents: Documents) -> list[Figure]:
                         "x": {
                             "field": "energy_j",
                             "type": "quantitative",
-                            "title": f"energy so far, {provenance}{scaled}",
+                            "title": f"energy so far without compiling, {provenance}{scaled}",
                             "axis": {**_OVERLAP, "labelExpr": _with_unit("J"), "tickCount": 6},
                             "scale": scale,
                         },
@@ -390,12 +391,12 @@ def _sums(
                 name=_numbered(name, figures),
                 title=f"{title}, {provenance}: {groups.name_kind(kind, chosen)}",
                 caption=(
-                    f"The sum over {_count(len(runs), 'run')} {_on(kind._asdict())}, {provenance};"
-                    " runs of another kind are not in it. The interval (95 %) is"
+                    f"The sum over {format_count(len(runs), 'run')} {_on(kind._asdict())},"
+                    f" {provenance}; runs of another kind are not in it. The interval (95 %) is"
                     " the error of reading the counters at the edges; the sensor's calibration is"
                     " not in it."
                     + (
-                        f" Left out: {_count(missing, 'sum')} that some run does not know, or"
+                        f" Left out: {format_count(missing, 'sum')} that some run does not know, or"
                         " not how well."
                         if missing
                         else ""
@@ -916,18 +917,26 @@ def make_frameworks(index: Index, documents: Documents) -> list[Figure]:
         sides = [side for side in comparison.frameworks if side.per_update_j.value is not None]
         if not sides:
             continue
-        figures.append(_sides_figure(comparison, sides, _numbered("frameworks", figures)))
+        figures.append(
+            _sides_figure(
+                comparison, documents.name_of(comparison), sides, _numbered("frameworks", figures)
+            )
+        )
         if len(figures) == _MOST_OF_A_KIND:
             break
     crossovers: list[Figure] = []
     for comparison in documents.comparisons[:_MOST_OF_A_KIND]:
-        figure = _crossover_figure(comparison, _numbered("crossover", crossovers))
+        figure = _crossover_figure(
+            comparison, documents.name_of(comparison), _numbered("crossover", crossovers)
+        )
         if figure is not None:
             crossovers.append(figure)
     return [*figures, *crossovers]
 
 
-def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str) -> Figure:
+def _sides_figure(
+    comparison: Comparison, model: str, sides: Sequence[Framework], name: str
+) -> Figure:
     provenance = comparison.provenance
     rows = [
         {
@@ -947,7 +956,7 @@ def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str)
     on = f" on {comparison.device}" if comparison.device else ""
     return Figure(
         name=name,
-        title=f"Joules per update by framework: {comparison.model}",
+        title=f"Joules per update by framework: {model}",
         caption=(
             f"The same training{on}, {provenance}, one process at a time, in random order by"
             " blocks. The interval (95 %) is that of the mean over processes. What time and watts"
@@ -1004,7 +1013,7 @@ def _sides_figure(comparison: Comparison, sides: Sequence[Framework], name: str)
     )
 
 
-def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
+def _crossover_figure(comparison: Comparison, model: str, name: str) -> Figure | None:
     """Joules of a training over its length, for each framework; where lines cross, it turns."""
     provenance = comparison.provenance
     sides = [
@@ -1070,7 +1079,7 @@ def _crossover_figure(comparison: Comparison, name: str) -> Figure | None:
     joules = _joules_axis("energy_j", f"energy of the training, {provenance}")
     return Figure(
         name=name,
-        title=f"Energy of a whole training by its length: {comparison.model}",
+        title=f"Energy of a whole training by its length: {model}",
         caption=(
             "Start-up and compilation, and the updates on top. Where two lines cross (marked, with"
             " its 95 % interval, which goes to the edge where it has no end) the dearer becomes the"
@@ -1245,10 +1254,6 @@ def _on(shared: Mapping[str, Any]) -> str:
     if shared["counted"]:
         words += f", counting {shared['counted']}"
     return words + (f", with jaxlib {shared['jaxlib']}" if shared["jaxlib"] else "")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def _most_common(names: Sequence[str], limit: int) -> set[str]:

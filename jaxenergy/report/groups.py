@@ -186,10 +186,16 @@ def accuracy_of(run: Record) -> float | None:
 
 def pareto_front(runs: Sequence[Record]) -> list[Record]:
     """The runs that no other beats in both joules and accuracy, from the cheapest up."""
-    known = [run for run in runs if accuracy_of(run) is not None and run["energy_j"] is not None]
+    known = [
+        run
+        for run in runs
+        if accuracy_of(run) is not None and run["without_compiling_j"] is not None
+    ]
     front: list[Record] = []
     best = -math.inf
-    for run in sorted(known, key=lambda run: (run["energy_j"], -(accuracy_of(run) or 0.0))):
+    for run in sorted(
+        known, key=lambda run: (run["without_compiling_j"], -(accuracy_of(run) or 0.0))
+    ):
         accuracy = accuracy_of(run) or 0.0
         if accuracy > best:
             front.append(run)
@@ -197,6 +203,13 @@ def pareto_front(runs: Sequence[Record]) -> list[Record]:
     return front
 
 
+def rank_of(run: Record) -> tuple[bool, float]:
+    """What runs are sorted by: the joules by which they are compared; unknown ones come last."""
+    return run["without_compiling_j"] is None, run["without_compiling_j"] or 0.0
+
+
 def comparable(runs: Sequence[Record]) -> dict[Kind, list[Record]]:
     """Finished runs by what their joules and accuracies may be compared within."""
-    return by_kind(run for run in runs if run["state"] == COMPLETED and run["energy_j"] is not None)
+    return by_kind(
+        run for run in runs if run["state"] == COMPLETED and run["without_compiling_j"] is not None
+    )

@@ -6,6 +6,7 @@ changed. Everything here comes from files that anybody may have written, so a va
 what it should be (a number, a line of text) or not at all.
 """
 
+import bisect
 import concurrent.futures
 import dataclasses
 import functools
@@ -30,11 +31,12 @@ from jaxenergy.records.schema import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     FOREIGN,
+    LOST,
     METRICS_FILE,
     SUMMARY_FILE,
     WINDOWS_FILE,
 )
-from jaxenergy.records.summary import label_lines
+from jaxenergy.records.summary import add_energy, label_lines
 
 # What studies, sweeps and comparisons leave beside their runs; a study's may be studies/NAME.json.
 DOCUMENTS = frozenset({"study.json", "sweep.json", "compare.json"})
@@ -69,7 +71,8 @@ class Index:
             keys are those of `make_record`.
         documents: the JSON documents of studies, sweeps and comparisons: path relative to `root`
             and content, or a reason instead of it.
-        changed: paths, relative to `root`, of the runs that were read anew.
+        changed: paths, relative to `root`, of the runs that were read anew, foreign folders not
+            among them.
     """
 
     root: Path
@@ -119,7 +122,11 @@ def build_index(
             documents.append((plain_text(relative, 4096), _read_json(found.path)))
         elif found.kind == "run" and not is_superseded(found.path.name):
             places.append((relative, found.path))
-        elif found.kind == FOREIGN or (found.kind == "nothing" and not _is_hidden(relative)):
+        elif found.kind == FOREIGN or (
+            found.kind == "nothing"
+            and not _is_hidden(relative)
+            and not _is_of_a_report(found.path, root)
+        ):
             runs.append(_foreign(relative, found.path, found.why))
     pages = choose_page_names([relative for relative, _ in places])
     remembered: dict[str, Any] = {}
@@ -141,7 +148,9 @@ def build_index(
         record = remembered[relative][1]
         runs.append({**record, "folder": os.fspath(path)})
     runs.sort(key=lambda record: record["path"])
-    changed = frozenset(relative for relative, _, _ in missing)
+    changed = frozenset(
+        relative for relative, _, _ in missing if remembered[relative][1]["state"] != FOREIGN
+    )
     index = Index(root, runs, documents, changed)
     return index, {"reader": reader_version(), "runs": remembered}
 
@@ -202,9 +211,10 @@ def make_record(run: Run, relative: str, page: str) -> Record:
     Returns:
         A flat record of text and numbers (None where there is none; text is fit to be shown, only
         `folder` is the path as the system has it), and: `by_phase` and
-        `by_domain` {name: [joules or None, standard error or None]}, `curve` [[update, joules,
-        validation accuracy], …], `settings` (those of `COST_SETTINGS`, as resolved), `warnings`
-        (sentences), `idle_w` {domain: watts}.
+        `by_domain` {name: [joules or None, standard error or None]}, `curve` [[update, joules
+        without compiling, validation accuracy], …], `settings` (those of `COST_SETTINGS`, as
+        resolved), `warnings` (sentences), `idle_w` {domain: watts}. `energy_j` is the run's own
+        account; runs are compared by `without_compiling_j`.
     """
     if run.state == FOREIGN:
         return {**_foreign(relative, run.path, run.why), "page": None}
@@ -274,6 +284,7 @@ def make_record(run: Run, relative: str, page: str) -> Record:
         "examples": _number(summary.get("examples")),
         "duration_s": _number(summary.get("duration_s")),
         "energy_j": _number(energy.get("total")),
+        "without_compiling_j": without_compiling_j(summary),
         "energy_se_j": _error_of_sum(
             [line for label, line in labelled if label != "idle"], domains
         ),
@@ -309,7 +320,7 @@ def make_record(run: Run, relative: str, page: str) -> Record:
             name: [joules, _error_of_sum([line for _, line in labelled], (name,))]
             for name, joules in _numbers(energy.get("by_domain")).items()
         },
-        "curve": _curve(metrics),
+        "curve": _curve(metrics, labelled, domains),
         "settings": settings,
         "warnings": [
             plain_text(text) for text in summary.get("warnings") or () if isinstance(text, str)
@@ -318,6 +329,23 @@ def make_record(run: Run, relative: str, page: str) -> Record:
         else [],
         "command": command_of(config),
     }
+
+
+def without_compiling_j(summary: Mapping[str, Any]) -> float | None:
+    """The joules by which runs are compared with each other: without idle and without compiling.
+
+    A run that found its programs in the compilation cache took a part of what compiling anew takes,
+    and which run of a set-up comes first is chance.
+
+    Args:
+        summary: as in `summary.json`.
+
+    Returns:
+        Joules; None where the whole, or the part of compiling, is not known.
+    """
+    total_j = _number(_table(summary.get("energy_j")).get("total"))
+    compile_j = _number(_table(summary.get("compiled")).get("compile_j"))
+    return None if total_j is None or compile_j is None else total_j - compile_j
 
 
 def command_of(config: Mapping[str, Any]) -> str:
@@ -393,17 +421,39 @@ def _error_of_sum(lines: Iterable[Mapping[str, Any]], domains: Sequence[str]) ->
     return math.sqrt(variance + last_j2) if ended_ns is not None else None
 
 
-def _curve(metrics: Sequence[Mapping]) -> list[list[float]]:
-    """Evaluations as [update, joules, validation accuracy], evenly thinned."""
+def _curve(
+    metrics: Sequence[Mapping], labelled: Sequence[tuple[str, Mapping]], domains: Sequence[str]
+) -> list[list[float]]:
+    """Evaluations as [update, joules without compiling, validation accuracy], evenly thinned."""
     latest = {line["update"]: line for line in metrics}
+    compiled_j = _compiled_until(labelled, domains)
+    reached = sorted(compiled_j)
     points = []
     for update in sorted(latest):
         joules = _number(latest[update].get("energy_j"))
         accuracy = latest[update].get("validation_accuracy")
-        if joules is not None and accuracy is not None:
-            points.append([update, joules, accuracy])
+        place = bisect.bisect_right(reached, update) - 1
+        compile_j = compiled_j[reached[max(place, 0)]] if reached else None
+        if joules is not None and compile_j is not None and accuracy is not None:
+            points.append([update, joules - compile_j, accuracy])
     step = max(1, math.ceil(len(points) / _MOST_CURVE_POINTS))
     return points[::-1][::step][::-1]
+
+
+def _compiled_until(
+    labelled: Sequence[tuple[str, Mapping]], domains: Sequence[str]
+) -> dict[int, float | None]:
+    """What had been spent on compiling, by the update that was reached; an attempt adds its own."""
+    compiling: list[Mapping] = []
+    compile_j: float | None = None
+    found = {}
+    for label, line in labelled:
+        if label == "compile":
+            compiling.append(line)
+            compile_j, _ = add_energy(compiling, domains)
+        elif label != LOST and line.get("first_update") is not None:
+            found[line["first_update"] + (line.get("updates") or 0)] = compile_j
+    return found
 
 
 def _device(environment: Mapping[str, Any]) -> str:
@@ -522,6 +572,13 @@ def _is_document(folder: str, name: str) -> bool:
 def _is_below(path: Path, real_folder: str) -> bool:
     real = os.path.realpath(path)
     return real == real_folder or real.startswith(real_folder + os.sep)
+
+
+def _is_of_a_report(path: Path, root: Path) -> bool:
+    """Whether a folder below the root is one that some report wrote, or lies in such a one."""
+    folders = (path, *path.parents)
+    below = folders[: folders.index(root)] if root in folders else ()
+    return any((folder / CACHE_FILE).exists() for folder in below)
 
 
 def _is_hidden(relative: str) -> bool:

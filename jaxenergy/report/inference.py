@@ -6,7 +6,7 @@ from rich.text import Text
 
 from jaxenergy.inference import Inference
 from jaxenergy.report.terminal import PROVENANCE_WORDS
-from jaxenergy.units import format_si
+from jaxenergy.units import format_percent, format_si
 
 
 def print_inference(inference: Inference, console: Console) -> None:
@@ -78,7 +78,7 @@ def print_inference(inference: Inference, console: Console) -> None:
         target = inference.cases[0].measurement.target_relative_ci
         console.print(
             Text(
-                f"The time was up before every interval was within ± {100 * target:.3g}%.",
+                f"The time was up before every interval was within ± {format_percent(target, 3)}.",
                 style="yellow",
             )
         )

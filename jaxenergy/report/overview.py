@@ -6,7 +6,13 @@ from rich.text import Text
 
 from jaxenergy.report import groups
 from jaxenergy.report.build import Report
-from jaxenergy.report.page import PAIR_COLUMNS, list_problems, pair_rows, show_effect
+from jaxenergy.report.page import (
+    PAIR_COLUMNS,
+    list_problems,
+    pair_rows,
+    pair_warnings,
+    show_effect,
+)
 from jaxenergy.report.terminal import PROVENANCE_WORDS
 from jaxenergy.units import format_si
 
@@ -44,6 +50,8 @@ def print_overview(report: Report, console: Console) -> None:
         for row in rows:
             pairs.add_row(*(Text(row.get(key, "")) for key, _ in PAIR_COLUMNS))
         console.print(pairs)
+        for warning in pair_warnings(report.documents):
+            console.print(Text(f"warning: {warning}", style="yellow"))
     kinds = groups.comparable(report.index.runs)
     for kind, runs in kinds.items():
         front = groups.pareto_front(runs)
@@ -53,12 +61,13 @@ def print_overview(report: Report, console: Console) -> None:
             f"{groups.name_kind(kind, kinds)}, {kind.provenance}, {kind.device or 'no device'}:"
             " what no run beats in both"
         )
-        best = _table(title, "run", "accuracy", "energy", "J per update", "optimizer")
+        energy = "energy without idle and compiling"
+        best = _table(title, "run", "accuracy", energy, "J per update", "optimizer")
         for run in front[-_MOST_RUNS:]:
             best.add_row(
                 Text(run["name"]),
                 f"{groups.accuracy_of(run) or 0.0:.2%}",
-                format_si(run["energy_j"], "J"),
+                format_si(run["without_compiling_j"], "J"),
                 format_si(run["per_update_j"], "J"),
                 Text(run["optimizer"]),
             )

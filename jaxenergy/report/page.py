@@ -23,7 +23,7 @@ from jaxenergy.records.schema import COMPLETED, FOREIGN
 from jaxenergy.records.summary import label_lines
 from jaxenergy.report import groups
 from jaxenergy.report.answer import PROVENANCE_MEANING, Rates, Statement
-from jaxenergy.report.documents import Documents, Known, Pair, Verdict
+from jaxenergy.report.documents import Documents, Pair, Verdict
 from jaxenergy.report.figures import Figure, make_power
 from jaxenergy.report.index import Index, Record
 from jaxenergy.report.style import CONFIG
@@ -36,7 +36,8 @@ _MOST_FACTS = 400
 _Z95 = 1.959964
 
 WHY_JOULES = (
-    "Runs are ranked by joules. Carbon and money are joules times a rate of a place and an hour:"
+    "Runs are ranked by joules without idle and compiling: a run that found its programs in the"
+    " cache did not compile. Carbon and money are joules times a rate of a place and an hour:"
     " they order runs of one machine as joules do, and between machines they may turn the order"
     " round by where the power came from, which says nothing of the training."
 )
@@ -44,6 +45,7 @@ WHY_JOULES = (
 # (key, heading, kind, whether it can be chosen by, help)
 _RUN_COLUMNS = (
     ("name", "run", "name", False, "opens the run's page"),
+    ("without_compiling_j", "energy without compiling", "joules", False, "nor idle; the ranking"),
     ("energy_j", "energy", "joules", False, "joules of all phases but idle"),
     ("per_update_j", "J per update", "joules", False, "mean of steady windows"),
     ("per_update_relative", "95 %", "relative", False, "half the 95 % interval of J per update"),
@@ -167,14 +169,14 @@ def render_index(
         HTML.
     """
     runs = [run for run in index.runs if run["state"] != FOREIGN]
-    runs.sort(key=lambda run: (run["energy_j"] is None, run["energy_j"] or 0.0))
+    runs.sort(key=groups.rank_of)
     columns = run_columns(rates)
     problems = list_problems(index, documents)
     rows = [run_row(run, rates) for run in runs]
     # A column in which no run has anything only takes room.
     columns = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
     tables = {
-        "runs": _table(columns, rows, sort="energy_j"),
+        "runs": _table(columns, rows, sort="without_compiling_j"),
         "problems": _table(_PROBLEM_COLUMNS, problems),
     }
     data = {
@@ -520,6 +522,7 @@ PAIR_COLUMNS = (
     ("power", "power ratio"),
     ("crossover", "crossover (updates)"),
     ("says", "what it says"),
+    ("processes", "processes each"),
     ("provenance", "joules"),
 )
 
@@ -528,7 +531,8 @@ def pair_rows(documents: Documents) -> list[dict[str, str]]:
     """The comparisons, a row a pair of frameworks, in words."""
     rows = []
     for comparison in documents.comparisons:
-        common = {"model": comparison.model, "provenance": comparison.provenance}
+        model = documents.name_of(comparison)
+        common = {"model": model, "provenance": comparison.provenance}
         if not comparison.pairs:
             says = f"{comparison.status or 'no comparison'}: {comparison.why or 'no reason given'}"
             rows.append({**common, "says": says})
@@ -545,14 +549,24 @@ def pair_rows(documents: Documents) -> list[dict[str, str]]:
                     **common,
                     "framework": pair.framework,
                     "reference": pair.reference,
-                    "energy": _show_known(pair.energy_ratio),
-                    "time": _show_known(pair.time_ratio),
-                    "power": _show_known(pair.power_ratio),
+                    "energy": pair.energy_ratio.tell(),
+                    "time": pair.time_ratio.tell(),
+                    "power": pair.power_ratio.tell(),
                     "crossover": _show_crossover(pair),
                     "says": says,
+                    "processes": str(comparison.processes_of(pair) or ""),
                 }
             )
     return rows
+
+
+def pair_warnings(documents: Documents) -> list[str]:
+    """What a reader should know before believing a ratio of the comparisons."""
+    return [
+        f"{documents.name_of(comparison)}: {warning}"
+        for comparison in documents.comparisons
+        for warning in comparison.warnings
+    ]
 
 
 def _pairs_table(documents: Documents) -> dict[str, Any]:
@@ -560,26 +574,14 @@ def _pairs_table(documents: Documents) -> dict[str, Any]:
         "title": "Ratios with their 95 % intervals",
         "headings": [heading for _, heading in PAIR_COLUMNS],
         "rows": [[row.get(key, "") for key, _ in PAIR_COLUMNS] for row in pair_rows(documents)],
+        "warnings": pair_warnings(documents),
     }
 
 
 def _show_crossover(pair: Pair) -> str:
     if pair.set95 and pair.crossover.value is not None:
         return f"{pair.crossover.value:,.0f} ({pair.tell_set()})"
-    return _show_known(pair.crossover)
-
-
-def _show_known(known: Known) -> str:
-    if known.value is None:
-        return known.why or "n/a"
-    text = f"{known.value:.3g}" if known.value < 1000 else f"{known.value:,.0f}"
-    if known.low is None and known.high is None:
-        return text
-    low, high = (
-        "∞" if end is None else f"{end:.3g}" if end < 1000 else f"{end:,.0f}"
-        for end in (known.low, known.high)
-    )
-    return f"{text} ({low} to {high})"
+    return pair.crossover.tell()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jaxenergy.report.terminal import PROVENANCE_WORDS
 from jaxenergy.stats import Estimate
 from jaxenergy.training.plan import Plan
 from jaxenergy.training.shares import Shares
-from jaxenergy.units import format_si
+from jaxenergy.units import format_percent, format_si
 
 
 def print_shares(plan: Plan, shares: Shares, console: Console) -> None:
@@ -56,7 +56,7 @@ def print_shares(plan: Plan, shares: Shares, console: Console) -> None:
         console.print(
             Text(
                 "The time was up before every interval was within"
-                f" ± {100 * shares.target_relative_ci:.3g}% of the update.",
+                f" ± {format_percent(shares.target_relative_ci, 3)} of the update.",
                 style="yellow",
             )
         )
