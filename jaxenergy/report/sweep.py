@@ -15,6 +15,7 @@ from jaxenergy.meters.base import PROVENANCES
 from jaxenergy.records.files import plain_text
 from jaxenergy.records.schema import COMPLETED, FAILED, UNFINISHED
 from jaxenergy.report.groups import mean_half_width
+from jaxenergy.report.index import without_compiling_j
 from jaxenergy.report.terminal import PROVENANCE_WORDS
 from jaxenergy.sweeps import RUNNING, WAITING, CellResult, Forecast, Progress, Sweep, SweepResult
 from jaxenergy.units import format_duration_s, format_si
@@ -141,7 +142,7 @@ class SweepView:
             table.add_row(
                 *(Text(plain_text("default" if v is None else v, 40)) for v in values),
                 f"{len(done)}/{len(cells)}",
-                _mean_joules([_energy_j(s) for s in done], at_end),
+                _mean_joules([without_compiling_j(s) for s in done], at_end),
                 _mean_joules([_value(s, "per_update_j", "mean") for s in done], at_end),
                 *(_reached(done, at_end) if to_target else ()),
                 _quality(
@@ -269,7 +270,7 @@ def _counts(result: SweepResult) -> str:
 
 def _figures(config: RunConfig, summary: dict[str, Any]) -> str:
     """A run in a line: the figures of the table, what compiling took, what became of its target."""
-    joules = _energy_j(summary)
+    joules = without_compiling_j(summary)
     provenance = summary.get("provenance", "none")
     parts = [
         "" if joules is None else format_si(joules, "J"),
@@ -292,15 +293,6 @@ def _figures(config: RunConfig, summary: dict[str, Any]) -> str:
     joules = _to_target_j(summary)
     cost = "" if joules is None else f" for {format_si(joules, 'J')}"
     return f"{text} reached after {update:,} updates{cost}"
-
-
-def _energy_j(summary: dict[str, Any]) -> float | None:
-    """Joules without idle and compiling; None where either part is not known.
-
-    Compiling is left out since it costs whichever run comes first, and not those that find its
-    programs in the cache.
-    """
-    return _less(_value(summary, "energy_j", "total"), _value(summary, "compiled", "compile_j"))
 
 
 def _duration_s(summary: dict[str, Any]) -> float | None:
