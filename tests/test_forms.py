@@ -200,12 +200,13 @@ def test_gates_are_looked_up_where_a_batch_has_more_positions_than_there_are_tok
     assert dataclasses.replace(narrow, forms=("looked_up_gates",)).forms_taken(10) == ()
 
 
-def test_what_is_materialised_is_itself_and_so_is_its_gradient():
+@pytest.mark.parametrize("form", [forms.materialised, forms.gradient_materialised])
+def test_what_is_materialised_is_itself_and_so_is_its_gradient(form):
     (x,) = draw((8, 64, 64))
 
     def applied(x, names=("materialised",)):
         with forms.choose(names) as taken:
-            found = forms.materialised(jnp.tanh(x)).transpose(2, 0, 1) * 2
+            found = form(jnp.tanh(x)).transpose(2, 0, 1) * 2
         assert taken == set(names)
         return found
 
@@ -215,7 +216,7 @@ def test_what_is_materialised_is_itself_and_so_is_its_gradient():
     np.testing.assert_array_equal(jax.vmap(applied)(x[None]), jax.vmap(plain)(x[None]))
     assert_curvature_is_equal(applied, plain, x)
     with forms.choose(forms.FORMS) as taken:
-        forms.materialised(x[:1])
+        form(x[:1])
     assert taken == set()
 
 

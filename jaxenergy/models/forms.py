@@ -82,21 +82,33 @@ def _materialised(x: jax.Array) -> jax.Array:
     return _once(x)
 
 
-_materialised.defvjp(lambda x: (_once(x), None), lambda _, gradient: (_once(gradient),))  # type: ignore[attr-defined]
+@jax.custom_vjp
+def _gradient_materialised(x: jax.Array) -> jax.Array:
+    return x
+
+
+_materialised.defvjp(lambda x: (_once(x), None), lambda _, gradient: (gradient,))  # type: ignore[attr-defined]
+_gradient_materialised.defvjp(lambda x: (x, None), lambda _, gradient: (_once(gradient),))  # type: ignore[attr-defined]
 
 
 def materialised(x: jax.Array) -> jax.Array:
-    """An array as it is, but it and the gradient to it are computed once and written to memory.
+    """What a convolution takes, as it is, but computed once and written to memory.
 
     XLA on the CPU fuses what makes an array into each of its users, which compute it again, one
-    number at a time where they transpose it, as the gradient to a kernel does.
+    number at a time where they transpose it, as the gradient to a kernel does. What a convolution
+    makes, and the gradient that it makes, XLA writes to memory by itself.
     """
     return _materialised(x) if x.size >= _MATERIALISED and takes("materialised") else x
 
 
+def gradient_materialised(x: jax.Array) -> jax.Array:
+    """What a convolution or product gives, as it is; the gradient to it is computed once."""
+    return _gradient_materialised(x) if x.size >= _MATERIALISED and takes("materialised") else x
+
+
 def multiply(x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-    """The product of a dense layer, `lax.dot_general`, materialised."""
-    return materialised(lax.dot_general(x, kernel, *arguments, **options))
+    """The product of a dense layer, `lax.dot_general`; the gradient to it is materialised."""
+    return gradient_materialised(lax.dot_general(x, kernel, *arguments, **options))
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plain: Any):
@@ -113,7 +125,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     Returns:
         [batch, height / strides, width / strides, out].
     """
-    return materialised(_convolve(materialised(x), kernel, strides, padding, **plain))
+    x = materialised(x)
+    return gradient_materialised(_convolve(x, kernel, strides, padding, **plain))
 
 
 def _convolve(x, kernel, strides, padding, **plain):
