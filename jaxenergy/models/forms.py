@@ -92,23 +92,27 @@ _gradient_materialised.defvjp(lambda x: (x, None), lambda _, gradient: (_once(gr
 
 
 def materialised(x: jax.Array) -> jax.Array:
-    """What a convolution takes, as it is, but computed once and written to memory.
+    """An array as it is, but computed once and written to memory.
 
     XLA on the CPU fuses what makes an array into each of its users, which compute it again, one
     number at a time where they transpose it, as the gradient to a kernel does. What a convolution
-    makes, and the gradient that it makes, XLA writes to memory by itself.
+    makes, forwards or backwards, XLA writes to memory by itself.
     """
     return _materialised(x) if x.size >= _MATERIALISED and takes("materialised") else x
 
 
 def gradient_materialised(x: jax.Array) -> jax.Array:
-    """What a convolution or product gives, as it is; the gradient to it is computed once."""
+    """An array as it is; the gradient to it is computed once and written to memory."""
     return _gradient_materialised(x) if x.size >= _MATERIALISED and takes("materialised") else x
 
 
 def multiply(x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-    """The product of a dense layer, `lax.dot_general`; the gradient to it is materialised."""
-    return gradient_materialised(lax.dot_general(x, kernel, *arguments, **options))
+    """The product of a dense layer, `lax.dot_general`, materialised both ways."""
+    return _both_ways(lax.dot_general(x, kernel, *arguments, **options))
+
+
+def _both_ways(x: jax.Array) -> jax.Array:
+    return materialised(gradient_materialised(x))
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plain: Any):
@@ -125,22 +129,18 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     Returns:
         [batch, height / strides, width / strides, out].
     """
-    x = materialised(x)
-    return gradient_materialised(_convolve(x, kernel, strides, padding, **plain))
-
-
-def _convolve(x, kernel, strides, padding, **plain):
     size, stride, channels = kernel.shape[0], strides[0], x.shape[-1]
     divides = x.shape[1] % stride == x.shape[2] % stride == 0
     if plain["feature_group_count"] > 1:
         by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
         if by_channel and size % 2 == 1 and takes("depthwise"):
-            return depthwise(x, kernel, stride)
+            return _both_ways(depthwise(_both_ways(x), kernel, stride))
     elif size in (1, stride) and divides and takes("patches"):
-        return patch_product(x, kernel, stride)
-    elif (size, stride) == (3, 2) and divides and takes("strided"):
-        return strided(x, kernel)
-    return lax.conv_general_dilated(x, kernel, strides, padding, **plain)
+        return _both_ways(patch_product(_both_ways(x), kernel, stride))
+    x = materialised(x)
+    if (size, stride) == (3, 2) and divides and takes("strided"):
+        return gradient_materialised(strided(x, kernel))
+    return gradient_materialised(lax.conv_general_dilated(x, kernel, strides, padding, **plain))
 
 
 _plain = functools.partial(
