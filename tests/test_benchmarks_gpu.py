@@ -148,6 +148,7 @@ def instrument(tmp_path_factory):
     return json.loads(path.read_text()), path
 
 
+@pytest.mark.slow
 def test_the_results_say_what_they_were_made_with(instrument):
     record, path = instrument
     assert record["gpu"] == "NVIDIA H100 80GB HBM3"
@@ -164,6 +165,7 @@ def test_the_results_say_what_they_were_made_with(instrument):
     assert not [file for file in path.parent.iterdir() if file.suffix not in (".json", ".csv")]
 
 
+@pytest.mark.slow
 def test_ticks_are_those_of_the_card(instrument):
     ticks = instrument[0]["checks"]["ticks"]
     for state in ("busy", "idle"):
@@ -181,6 +183,7 @@ def test_ticks_are_those_of_the_card(instrument):
     assert field["why"]
 
 
+@pytest.mark.slow
 def test_counter_and_power_agree_and_a_short_stretch_says_why_not_checked(instrument):
     busy, idle = instrument[0]["checks"]["counter_against_power"]["stretches"]
     assert busy["state"] == "busy"
@@ -193,6 +196,7 @@ def test_counter_and_power_agree_and_a_short_stretch_says_why_not_checked(instru
     assert idle["why"]
 
 
+@pytest.mark.slow
 def test_phases_conserve_joules_and_short_ones_are_known(instrument):
     edges = instrument[0]["checks"]["edges"]
     assert edges["conservation"]["counter_j"] > 100
@@ -207,6 +211,7 @@ def test_phases_conserve_joules_and_short_ones_are_known(instrument):
         assert phases["rms_percent"] < 3 * phases["stated_percent"] + 1
 
 
+@pytest.mark.slow
 def test_updates_cost_their_duration_times_the_power(instrument):
     coverage = instrument[0]["checks"]["coverage_1ms"]
     assert coverage["power_w"] == pytest.approx(POWER_W, rel=0.05)

@@ -253,7 +253,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "family",
     # Together the others take each form too; these take the longest to compile.
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("mobilenet", "cnn") else ())
+        pytest.param(name, marks=pytest.mark.slow if name in ("mobilenet", "resnet") else ())
         for name in FAMILIES
     ],
 )

@@ -149,6 +149,7 @@ def test_flags_that_do_not_fit_are_refused(datasets, name, settings, told):
 # --- the loss -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.tuples(st.floats(0, 5), st.floats(0.1, 5)))
 @settings(max_examples=20, deadline=None)
 def test_without_knowledge_the_loss_is_the_weighted_mean_of_the_logarithms_of_classes(weights):

@@ -309,6 +309,7 @@ class StopAfter(SilentObserver):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @needs_gymnax
 def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
     whole = dataclasses.replace(BASE, out=str(tmp_path / "whole"), eval_every=8)

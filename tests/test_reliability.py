@@ -94,6 +94,7 @@ def test_a_killed_run_ends_as_one_that_was_not(moments, clock_s, tmp_path, tree,
         assert (first < last) == (clock_s > 0)
 
 
+@pytest.mark.slow
 def test_the_account_goes_on_after_a_reboot(tmp_path, tree, reference):
     """After a boot the monotonic clock and the counters begin anew; totals go on."""
     process = start(tmp_path, tree)
@@ -130,6 +131,7 @@ def test_windows_beside_a_save_are_not_steady_and_saving_is_a_phase(reference):
     assert any(not line["steady"] for line in trained)
 
 
+@pytest.mark.slow
 def test_batch_norm_dropout_augmentation_and_micro_batches_go_on_bit_for_bit(tmp_path):
     flags = [
         *("--model=cnn", "--depth=1", "--width=2", "--model_args=dropout=0.3", "--augment"),
@@ -573,6 +575,7 @@ def endless(learning_rate=0.1):
 """
 
 
+@pytest.mark.slow
 def test_one_signal_ends_a_run_whose_main_thread_never_answers(tmp_path, tree):
     """The watcher ends it, by its own rule: nothing else would, ever."""
     (tmp_path / "stuck.py").write_text(STUCK)
@@ -653,6 +656,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_no_checkpoint_knows_of_is_counted_once(tmp_path, tree):
     flags = (f"--out={tmp_path}", f"--powercap_root={tree.root}", *killed_runs.FLAGS)
     for code, status in ((STOPPED, 143), (KILLED, -signal.SIGKILL)):

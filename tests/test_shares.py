@@ -189,6 +189,7 @@ def test_too_few_rounds_give_a_reason():
 # Measured
 
 
+@pytest.mark.slow
 def test_at_constant_power_joules_are_power_times_time_and_add_up(digits):
     counter = SimulatedCounter(PowerCurve([0.0], [80.0]), tick_s=0.0)
     found = shares.measure_shares(

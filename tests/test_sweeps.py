@@ -526,6 +526,7 @@ def test_runs_on_other_data_are_left_alone_and_said(tmp_path):
     assert (again["cells"][0]["run"], again["cells"][0]["wall_s"]) == (after["run"], None)
 
 
+@pytest.mark.slow
 def test_runs_by_other_code_of_an_optimizer_are_left_alone_and_said(tmp_path):
     code = tmp_path / "mine.py"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
