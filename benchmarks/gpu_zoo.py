@@ -17,6 +17,7 @@ import gc
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,8 +36,9 @@ PRECISIONS = ("bfloat16", "float32")
 _PEAK_SIZE, _PEAK_SECONDS = 8192, 10.0
 # Of measuring a network: windows of three trainings by turns last 0.6 s, six ticks of NVML.
 _SECONDS = 20.0
-# Importing, both compilers, first updates: an MLP's took 38 s on an H200, others' take longer.
-_PREPARING_S = 75.0
+# Importing, both compilers, first updates. On an H100 an MLP's took 38 s, a CNN's 77 s, those of
+# ResNet-20 and of a wide ResNet 122 s.
+_PREPARING_S = 125.0
 # Before measuring: what compiles, chooses or captures at first use (PyTorch a CUDA graph in its
 # fourth update) has done so then.
 _FIRST_UPDATES = 8
@@ -67,12 +69,15 @@ class Training:
         losses: the mean losses of the updates of its first call and of its last before measuring.
         gives: the dtypes that kinds of layers give, by the kind; empty where nothing else than what
             was asked for can be.
+        preparing_s: how long it took to get there; of JAX's without compiling, of PyTorch's with
+            it, and of the first one in a process with importing PyTorch.
     """
 
     call: Call
     wait: Wait
     losses: tuple[float, float]
     gives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    preparing_s: float = 0.0
 
 
 def begin_jax(programs: Any, state: Any, updates: int) -> Training:
@@ -144,11 +149,13 @@ def begin_trainings(
 
     state = programs.init(programs.state_key)
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    trainings = {"jax": begin_jax(programs, state, updates)}
+    trainings = {"jax": _timed(begin_jax, programs, state, updates)}
     failed = {}
     for mode in modes:
         try:
-            trainings[f"torch_{mode}"] = begin_torch(programs, variables, updates, mode, device)
+            trainings[f"torch_{mode}"] = _timed(
+                begin_torch, programs, variables, updates, mode, device
+            )
         except Exception as error:  # whatever PyTorch can't do, JAX is measured all the same
             traceback.print_exc()
             failed[f"torch_{mode}"] = f"{type(error).__name__}: {error}"[:2000]
@@ -156,6 +163,12 @@ def begin_trainings(
                 _failed_graphs.append(failed[f"torch_{mode}"])
                 _leave_stream_of_capture()
     return trainings, failed
+
+
+def _timed(begin: Callable[..., Training], *given: Any) -> Training:
+    begun_s = time.monotonic()
+    training = begin(*given)
+    return dataclasses.replace(training, preparing_s=time.monotonic() - begun_s)
 
 
 # PyTorch 2.11 takes a capture that failed for one still under way, and gives no memory back since:
@@ -229,7 +242,9 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
     _free_memory()
     smoke, platform = stage.options.smoke, jax.default_backend()
     plan = build_network_plan(name, platform, precision, smoke=smoke)
+    begun_s = time.monotonic()
     programs = compile_programs(plan, transfer(plan), platform)
+    compile_s = time.monotonic() - begun_s
     # On a CPU, where this is only tried, calls of many updates and torch.compile take too long.
     updates = 1 if smoke else programs.updates_per_call
     modes = ("eager",) if smoke else ("compile", "cuda_graphs")
@@ -267,6 +282,12 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
             for layer, dtype in trainings[framework].gives.items()
             if not {precision, "float32"}.issuperset(dtype.split("+"))
         ]
+    preparing_s = {name: training.preparing_s for name, training in trainings.items()}
+    preparing_s["jax"] += compile_s
+    says.append(
+        "before measuring: "
+        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in preparing_s.items())
+    )
     processes = [
         {"framework": name, "first_losses": training.losses} for name, training in trainings.items()
     ]
@@ -288,6 +309,7 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
         "updates_per_call": updates,
         "flops_per_update": flops,
         "forms": list(plan.forms),
+        "preparing_s": preparing_s,
         "frameworks": results,
         **{
             f"{what}_over_jax": {

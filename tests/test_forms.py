@@ -73,12 +73,16 @@ def convolution(groups=1, stride=1):
     )
 
 
+def depthwise(stride, examples=4):
+    return lambda x, kernel: forms.depthwise(x, kernel, stride, examples)
+
+
 # form, its function, size, stride, channels in and out, side
 CONVOLUTIONS = [
-    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 3, 1, 6, 6, 8),
-    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 3, 2, 6, 6, 8),
-    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 3, 2, 6, 6, 7),
-    ("depthwise", lambda stride: functools.partial(forms.depthwise, stride=stride), 7, 1, 5, 5, 4),
+    ("depthwise", depthwise, 3, 1, 6, 6, 8),
+    ("depthwise", depthwise, 3, 2, 6, 6, 8),
+    ("depthwise", depthwise, 3, 2, 6, 6, 7),
+    ("depthwise", depthwise, 7, 1, 5, 5, 4),
     (
         "patches",
         lambda stride: functools.partial(forms.patch_product, stride=stride),
@@ -129,6 +133,47 @@ def test_a_convolution_and_its_gradients_are_the_plain_ones(
     with forms.choose([name]) as taken:
         jax.eval_shape(layer.apply, variables, x)
     assert taken == {name}
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 8), (3, 2, 7), (7, 1, 4)])
+def test_a_depthwise_gradient_by_blocks_of_examples_is_the_plain_one(size, stride, side):
+    shapes = (6, side, side, 5), (size, size, 1, 5)
+    by_blocks, plain = depthwise(stride, examples=2), convolution(5, stride)
+    assert_equal(by_blocks, plain, *draw(*shapes))
+    assert_curvature_is_equal(by_blocks, plain, *draw(*shapes))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "examples"),
+    [
+        ((128, 32, 32, 64), 3, 1, 2),
+        ((128, 32, 32, 64), 3, 2, 8),
+        ((128, 16, 16, 32), 7, 1, 4),
+        ((100, 16, 16, 32), 7, 1, 5),
+        ((4, 128, 128, 64), 3, 1, 1),  # an image alone is more than a block
+        ((127, 16, 16, 32), 7, 1, 127),  # no divisor but one, which is too few for a block
+        ((64, 8, 8, 16), 3, 1, 64),  # all of it is less than a block
+        ((1, 32, 32, 64), 3, 1, 1),
+    ],
+)
+def test_a_block_is_of_as_many_examples_as_a_cache_holds(shape, size, stride, examples):
+    groups = shape[-1]
+    layer = conv(groups, size, jnp.float32, strides=stride, groups=groups)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+    def gradient(variables, x):
+        return jax.grad(lambda variables: layer.apply(variables, x).sum())(variables)
+
+    def traced(*names):  # a function of its own, since JAX keeps what it traced of another
+        with forms.choose(names) as taken:
+            return str(jax.make_jaxpr(lambda *given: gradient(*given))(variables, x)), taken
+
+    program, taken = traced("depthwise", "depthwise_blocks")
+    blocks = shape[0] // examples
+    assert taken == {"depthwise"} | ({"depthwise_blocks"} if blocks > 1 else set())
+    assert (f"length={blocks}" in program) == (blocks > 1)
+    assert "length=" not in traced("depthwise")[0]
 
 
 def test_other_convolutions_stay_plain():

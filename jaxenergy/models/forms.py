@@ -26,13 +26,16 @@ from jax.experimental.xla_metadata import set_xla_metadata
 FORMS: dict[str, tuple[str, ...]] = {
     "materialised": ("cpu",),
     "depthwise": ("cpu",),
+    "depthwise_blocks": ("cpu",),
     "patches": ("cpu",),
     "strided": ("cpu",),
     "causal_attention": ("cpu",),
     "recurrence": ("cpu",),
     "looked_up_gates": ("cpu",),
 }
-LOOPING_FORMS = frozenset({"causal_attention"})  # whose operations XLA cannot count
+# Whose operations XLA cannot count: in a prediction, and in an update.
+LOOPING_PREDICTIONS = frozenset({"causal_attention"})
+LOOPING_FORMS = LOOPING_PREDICTIONS | {"depthwise_blocks"}
 
 _open: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("open", default=frozenset())
 _taken: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("taken", default=None)
@@ -134,7 +137,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     if plain["feature_group_count"] > 1:
         by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
         if by_channel and size % 2 == 1 and takes("depthwise"):
-            return _both_ways(depthwise(_both_ways(x), kernel, stride))
+            examples = _examples_of_block(x, size, stride)
+            return _both_ways(depthwise(_both_ways(x), kernel, stride, examples))
     elif size in (1, stride) and divides and takes("patches"):
         return _both_ways(patch_product(_both_ways(x), kernel, stride))
     x = materialised(x)
@@ -148,15 +152,43 @@ _plain = functools.partial(
 )
 
 
-def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+# Products of a block, numbers times taps: an image shifted for each tap, and the products with it,
+# then stay in a processor's cache until they are summed.
+_PRODUCTS = 2**21
+
+
+def _examples_of_block(x: jax.Array, size: int, stride: int) -> int:
+    """How many examples at a time give the gradient to a depthwise kernel; all where they are few.
+
+    A divisor of the batch, and none under half of what a block takes: less work for each turn of
+    the loop does not pay.
+    """
+    batch, height, width, channels = x.shape
+    products = size**2 * -(-height // stride) * -(-width // stride) * channels
+    most = max(1, _PRODUCTS // products)
+    divisors = [n for n in range(-(-most // 2), min(most, batch - 1) + 1) if batch % n == 0]
+    return divisors[-1] if divisors and takes("depthwise_blocks") else batch
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int, examples: int) -> jax.Array:
     """Each channel's convolution as a sum of shifted images, one for each tap of an odd kernel.
 
     XLA's grouped convolution on the CPU takes 4 to 10 times as long, forward and backward.
+
+    Args:
+        x: [batch, height, width, channels].
+        kernel: [size, size, 1, channels].
+        stride: the same along both sides.
+        examples: of a block of the gradient to the kernel; a divisor of the batch.
+
+    Returns:
+        [batch, height / stride, width / stride, channels].
     """
-    return _shifted(x, kernel) if stride == 1 else _sum_of_taps(x, kernel, stride)
+    return _sum_of_taps(x, kernel, stride)
 
 
-def _sum_of_taps(x, kernel, stride=1):
+def _sum_of_taps(x, kernel, stride):
     size, pads = kernel.shape[0], [(0, 0)]
     for length in x.shape[1:3]:
         total = max((-(-length // stride) - 1) * stride + size - length, 0)
@@ -169,21 +201,28 @@ def _sum_of_taps(x, kernel, stride=1):
     )
 
 
-@jax.custom_vjp
-def _shifted(x, kernel):
-    return _sum_of_taps(x, kernel)
-
-
-def _shifted_backward(residuals, gradient):
-    """To x: the same with the kernel turned round, which needs no 49 images to be added up."""
+def _depthwise_backward(stride, examples, residuals, gradient):
     x, kernel = residuals
-    (to_kernel,) = jax.vjp(lambda kernel: _sum_of_taps(x, kernel), kernel)[1](gradient)
-    return _sum_of_taps(gradient, kernel[::-1, ::-1]), to_kernel
+    if stride == 1:  # the same with the kernel turned round: no 49 images to be added up
+        to_x = _sum_of_taps(gradient, kernel[::-1, ::-1], 1)
+    else:
+        (to_x,) = jax.vjp(lambda x: _sum_of_taps(x, kernel, stride), x)[1](gradient)
+
+    def to_kernel(x, gradient):
+        return jax.vjp(lambda kernel: _sum_of_taps(x, kernel, stride), kernel)[1](gradient)[0]
+
+    if examples == len(x):
+        return to_x, to_kernel(x, gradient)
+    blocks = [array.reshape(-1, examples, *array.shape[1:]) for array in (x, gradient)]
+    return to_x, lax.map(lambda block: to_kernel(*block), blocks).sum(0)
 
 
 # Forward rules call no function with a gradient of its own: the derivative of a gradient, as in a
 # Hessian-vector product, could not go through it.
-_shifted.defvjp(lambda x, kernel: (_sum_of_taps(x, kernel), (x, kernel)), _shifted_backward)  # type: ignore[attr-defined]
+depthwise.defvjp(  # type: ignore[attr-defined]
+    lambda x, kernel, stride, examples: (_sum_of_taps(x, kernel, stride), (x, kernel)),
+    _depthwise_backward,
+)
 
 
 def patch_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -289,8 +289,8 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
         unrolled = dataclasses.replace(program, unroll_accumulation=True, model=plain)
         flops, moved = count_flops_as_written(make_updates(unrolled, 1), arguments), None
         no_bytes = (
-            "the program loops over micro-batches or inside attention, and XLA counts a loop's "
-            "body once"
+            "the program loops over micro-batches, or inside attention or depthwise convolutions, "
+            "and XLA counts a loop's body once"
         )
     why = {
         "flops_per_update": "the CPU's XLA, which counts what a GPU's does not, is left out of JAX",
