@@ -369,6 +369,8 @@ def test_the_zoo_needs_no_pytorch(monkeypatch):
     assert list(found["frameworks"]) == ["jax"]
     assert found["why"] == {"torch_eager": "there is none"}
     assert "failed" not in found
+    assert found["preparing_s"].keys() == {"jax"}
+    assert found["preparing_s"]["jax"] > found["frameworks"]["jax"]["seconds_per_update"]
 
 
 @pytest.mark.slow
