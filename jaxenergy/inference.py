@@ -28,7 +28,7 @@ from jaxenergy.flops import count_flops
 from jaxenergy.measuring import Measurement, compare, measure, read_jax_devices
 from jaxenergy.meters import Meters
 from jaxenergy.models import PRECISIONS, Model
-from jaxenergy.models.forms import LOOPING_PREDICTIONS
+from jaxenergy.models.forms import UNCOUNTED_PREDICTIONS
 from jaxenergy.records.environment import read_device_name
 from jaxenergy.records.files import plain_text
 from jaxenergy.training.trained import Trained
@@ -296,7 +296,7 @@ def make_predict(trained: Trained, precision: str) -> tuple[Any, Any]:
 
 def _count_flops(model: Model, batch_size: int, predict: Any, arguments: tuple) -> float | None:
     """Operations of a program as it is compiled, as the runs' records count those of an update."""
-    if model.recurrent or LOOPING_PREDICTIONS.intersection(model.forms_taken(batch_size)):
+    if model.recurrent or UNCOUNTED_PREDICTIONS.intersection(model.forms_taken(batch_size)):
         return None
     return count_flops(predict, arguments, predict.lower(*arguments).compile())
 

@@ -4,6 +4,7 @@ On simulated cards the same code is held to numbers. Here it is held to the card
 are those of the device that computes, that they are its counter's own, that a fence waits for it.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from jaxenergy import data
+from jaxenergy import data, models
 from jaxenergy.config import RunConfig
 from jaxenergy.energy import Ledger
 from jaxenergy.meters import open_meters
+from jaxenergy.models import forms
 from jaxenergy.records import read_run
 from jaxenergy.training.plan import make_plan
 
@@ -169,3 +172,48 @@ def test_a_program_is_the_same_in_pytorch_although_products_may_be_rounded(jax_o
     plan = make_plan(config, data.load(config.dataset), "gpu")
     variables = jax_on_gpu.jit(plan.program.model.init)(jax_on_gpu.random.key(0))
     torch_twin.check_parity(plan.program, variables, device="cuda").require()
+
+
+@pytest.mark.parametrize(
+    ("family", "length", "taken"),
+    [
+        ("convnext", None, {"depthwise_small"}),
+        ("lstm", 32, {"one_hot"}),
+        ("transformer_lm", 256, {"flash_attention", "one_hot"}),
+    ],
+)
+def test_forms_have_the_gradients_of_plain_flax(jax_on_gpu, family, length, taken):
+    """In bfloat16 as near to those of float32 as plain Flax's are."""
+    jax, jnp = jax_on_gpu, jax_on_gpu.numpy
+    tokens, rng = length is not None, np.random.default_rng(0)
+    shape = (length,) if tokens else (8, 8, 3)
+    inputs = rng.integers(0, 5, (64, *shape)) if tokens else rng.normal(size=(64, *shape))
+    inputs = jnp.asarray(inputs, jnp.int32 if tokens else jnp.float32)
+    labels = rng.choice(5, inputs.shape if tokens else 64, p=[0.6, *[0.1] * 4])
+    plain = models.build(
+        family, input_shape=shape, classes=5, depth=1, width=32, precision="bfloat16"
+    )
+    formed = dataclasses.replace(plain, forms=forms.forms_of("gpu"))
+    assert set(formed.forms_taken(64)) == taken.intersection(forms.forms_of("gpu"))
+    params = jax.jit(plain.init)(jax.random.key(0))["params"]
+
+    def gradients(model, dtype):
+        model = dataclasses.replace(model, module=model.module.clone(dtype=jnp.dtype(dtype)))
+
+        def loss(params):
+            logits, _ = model.apply({"params": params}, inputs, train=True)
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1).mean()
+
+        with jax.default_matmul_precision("highest"):
+            return list(map(np.asarray, jax.tree.leaves(jax.jit(jax.grad(loss))(params))))
+
+    wanted = gradients(plain, "float32")
+
+    def distances(found):
+        return [
+            float(np.linalg.norm(got - want) / np.linalg.norm(want))
+            for got, want in zip(found, wanted, strict=True)
+        ]
+
+    assert max(distances(gradients(plain, "bfloat16"))) < 0.03
+    assert max(distances(gradients(formed, "bfloat16"))) < 0.03

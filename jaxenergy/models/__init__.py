@@ -113,7 +113,7 @@ class Model:
             (those given, at evaluation; empty, where there are none).
         """
         rngs = {} if key is None else {"dropout": key}
-        with forms.choose(self.forms):
+        with forms.choose(self.forms if train else set(self.forms) - forms.TRAINING_FORMS):
             if train and "batch_stats" in variables:
                 logits, updated = self.module.apply(
                     variables, inputs, train=True, rngs=rngs, mutable=["batch_stats"]

@@ -49,6 +49,8 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) ->
     """
     if causal and query.dtype == jnp.float32 and forms.attends_by_blocks(query.shape):
         return forms.causal_attention(query, key, value)
+    if causal and query.dtype == jnp.bfloat16 and forms.attends_by_cudnn(query.shape):
+        return forms.flash_attention(query, key, value)
     if query.dtype != jnp.float64:
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal)
     scores = jnp.einsum("btnh,bsnh->bnts", query, key) / math.sqrt(query.shape[-1])

@@ -54,7 +54,7 @@ class ConvNeXtBlock(nn.Module):
         y = normalise(y, self.norm, train=train, dtype=self.dtype)
         y = FeedForward(_EXPANSION * channels, self.activation, self.dtype, branches=1)(y, train)
         scale = self.param("scale", nn.initializers.constant(self.layer_scale), (channels,))
-        return x + drop_path(self, y * scale.astype(self.dtype), self.stochastic_depth, train)
+        return x + drop_path(self, (y * scale).astype(self.dtype), self.stochastic_depth, train)
 
 
 class ConvNeXt(nn.Module):

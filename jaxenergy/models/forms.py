@@ -32,10 +32,17 @@ FORMS: dict[str, tuple[str, ...]] = {
     "causal_attention": ("cpu",),
     "recurrence": ("cpu",),
     "looked_up_gates": ("cpu",),
+    "depthwise_small": ("gpu",),
+    "flash_attention": ("gpu",),
+    "one_hot": ("gpu",),
 }
-# Whose operations XLA cannot count: in a prediction, and in an update.
-LOOPING_PREDICTIONS = frozenset({"causal_attention"})
-LOOPING_FORMS = LOOPING_PREDICTIONS | {"depthwise_blocks"}
+# Measured in training alone, in bfloat16: predictions stay plain.
+TRAINING_FORMS = frozenset({"depthwise_small", "flash_attention", "one_hot"})
+# Whose gradient JAX cannot differentiate again, as estimates of the Hessian do.
+ONCE_DIFFERENTIABLE = frozenset({"flash_attention"})
+# Whose operations XLA cannot count, a loop's or a library's: in a prediction, and in an update.
+UNCOUNTED_PREDICTIONS = frozenset({"causal_attention"})
+UNCOUNTED_FORMS = UNCOUNTED_PREDICTIONS | {"depthwise_blocks", "flash_attention"}
 
 _open: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("open", default=frozenset())
 _taken: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("taken", default=None)
@@ -43,7 +50,19 @@ _taken: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("taken"
 
 def forms_of(platform: str) -> tuple[str, ...]:
     """The forms that pay their way on a platform (`cpu`, `gpu`)."""
-    return tuple(name for name, platforms in FORMS.items() if platform in platforms)
+    names = [name for name, platforms in FORMS.items() if platform in platforms]
+    if "flash_attention" in names and not _has_hopper():
+        names.remove("flash_attention")
+    return tuple(names)
+
+
+def _has_hopper() -> bool:
+    """Whether JAX computes on an NVIDIA GPU of compute capability 9 or later."""
+    try:
+        capability = jax.local_devices(backend="gpu")[0].compute_capability
+        return int(capability.partition(".")[0]) >= 9
+    except (RuntimeError, AttributeError, ValueError):  # no GPU; one that is no NVIDIA's
+        return False
 
 
 @contextlib.contextmanager
@@ -136,7 +155,14 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     divides = x.shape[1] % stride == x.shape[2] % stride == 0
     if plain["feature_group_count"] > 1:
         by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
-        if by_channel and size % 2 == 1 and takes("depthwise"):
+        # On a GPU cuDNN computes the gradient to a kernel that is larger than its images channel by
+        # channel, with five launches for each.
+        small = max(x.shape[1:3]) < size and x.dtype == jnp.bfloat16
+        if (
+            by_channel
+            and size % 2 == 1
+            and (takes("depthwise") or (small and takes("depthwise_small")))
+        ):
             examples = _examples_of_block(x, size, stride)
             return _both_ways(depthwise(_both_ways(x), kernel, stride, examples))
     elif size in (1, stride) and divides and takes("patches"):
@@ -189,16 +215,20 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, examples: int) -> ja
 
 
 def _sum_of_taps(x, kernel, stride):
+    """In float32 where x is bfloat16: sums are rounded once, as a convolution's are."""
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    x, kernel = x.astype(wide), kernel.astype(wide)
     size, pads = kernel.shape[0], [(0, 0)]
     for length in x.shape[1:3]:
         total = max((-(-length // stride) - 1) * stride + size - length, 0)
         pads.append((total // 2, total - total // 2))
     x = jnp.pad(x, [*pads, (0, 0)])
     ends = [length - size + 1 for length in x.shape[1:3]]
-    return sum(
+    total: Any = sum(
         x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] * kernel[i, j, 0]
         for i, j in np.ndindex(size, size)
     )
+    return total.astype(dtype)
 
 
 def _depthwise_backward(stride, examples, residuals, gradient):
@@ -305,6 +335,42 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     scaled = query * query.shape[-1] ** -0.5
     outputs = lax.map(attend, tuple(map(by_heads, (scaled, key, value))))
     return outputs.reshape(-1, *outputs.shape[2:]).swapaxes(1, 2)
+
+
+# Positions from which on cuDNN's attention was measured to gain; over 64 it gains nothing.
+_FLASH_LENGTH = 256
+
+
+def attends_by_cudnn(shape: tuple[int, ...]) -> bool:
+    """Whether causal attention over bfloat16 [batch, length, heads, features] is to be cuDNN's.
+
+    Where gradients are taken by example, a layer meets one at a time, and is plain.
+    """
+    batch, length, _, features = shape
+    suits = batch > 1 and length >= _FLASH_LENGTH and features % 8 == 0 and features <= 128
+    return suits and takes("flash_attention")
+
+
+def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal attention by one kernel of cuDNN, which writes no scores to memory.
+
+    References:
+        Dao et al. 2022, "FlashAttention", arXiv 2205.14135.
+    """
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
+
+
+# Tokens of a vocabulary up to which a product takes the place of a lookup. It was measured with 65.
+_ONE_HOT_TOKENS = 128
+
+
+def multiplies_one_hot(vocabulary: int, dtype: Any) -> bool:
+    """Whether vectors of tokens are to be made by a product with one-hot rows.
+
+    The gradient is one product then. That of a lookup adds each position's to its token's, and on a
+    GPU positions of the same token wait for each other.
+    """
+    return vocabulary <= _ONE_HOT_TOKENS and dtype == jnp.bfloat16 and takes("one_hot")
 
 
 # Examples from which on a product at each position repays adding its share to the weights' gradient

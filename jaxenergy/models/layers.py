@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from jaxenergy.activations import Activation
 from jaxenergy.errors import UsageError
@@ -36,13 +37,37 @@ def scaled_init(gain: float) -> Callable[..., jax.Array]:
     return nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal")
 
 
+def _promote_all_but_bias(x: Any, kernel: Any, bias: Any, *, dtype: Any) -> tuple[Any, Any, Any]:
+    return *promote_dtype(x, kernel, dtype=dtype), bias
+
+
+# A parameter that many positions share has a gradient that is summed over them. Flax rounds it to
+# bfloat16 first, and XLA sums in what it is given, where a sum stops growing after some hundred
+# numbers: gradients to biases were off by a fifth. Here they meet the rest in float32.
+class Dense(nn.Dense):
+    """Flax's, with its bias added in the parameters' dtype and the result rounded to `dtype`."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps [..., n] to [..., features]."""
+        return super().__call__(inputs).astype(self.dtype)
+
+
+class Conv(nn.Conv):
+    """Flax's, likewise."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps [batch, height, width, n] to the same with `features`, each side over the stride."""
+        return super().__call__(inputs).astype(self.dtype)
+
+
 def dense(features: int, dtype: Any, gain: float = 1.0, use_bias: bool = True) -> nn.Dense:
     """A fully connected layer with this project's initialisation."""
-    return nn.Dense(
+    return Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=scaled_init(gain),
+        promote_dtype=_promote_all_but_bias,
         dot_general=forms.multiply,
     )
 
@@ -59,7 +84,7 @@ def conv(
     name: str | None = None,
 ) -> nn.Conv:
     """A square convolution with zero padding that keeps the size at stride 1."""
-    return nn.Conv(
+    return Conv(
         features,
         (size, size),
         strides=strides,
@@ -67,9 +92,31 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=scaled_init(gain),
+        promote_dtype=_promote_all_but_bias,
         conv_general_dilated=forms.convolve,
         name=name,
     )
+
+
+def embed(tokens: jax.Array, vocabulary: int, features: int, dtype: Any) -> jax.Array:
+    """Learned vectors of tokens, inside a compact module.
+
+    They are looked up in float32 and then rounded, so that a token's gradient is summed over its
+    places in float32.
+
+    Args:
+        tokens: int32 [...].
+        vocabulary: how many tokens there are.
+        features: numbers of a vector.
+        dtype: of the result.
+
+    Returns:
+        [..., features].
+    """
+    table = nn.Embed(vocabulary, features)
+    if forms.multiplies_one_hot(vocabulary, dtype):
+        return jax.nn.one_hot(tokens, vocabulary, dtype=dtype) @ table.embedding.astype(dtype)
+    return table(tokens).astype(dtype)
 
 
 def _identity(x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxenergy.activations import Activation
 from jaxenergy.models import forms
 from jaxenergy.models.family import DROPOUT, DepthRule, Family, Preset
-from jaxenergy.models.layers import classify, dense
+from jaxenergy.models.layers import classify, dense, embed
 
 
 class LSTMLayer(nn.Module):
@@ -40,7 +40,6 @@ class LSTMLayer(nn.Module):
         from_inputs = dense(4 * self.width, self.dtype)
         shape = (self.width, 4 * self.width)
         recurrent = self.param("recurrent", nn.initializers.orthogonal(), shape)
-        recurrent = recurrent.astype(self.dtype)
 
         def advance(carry: tuple[jax.Array, jax.Array], gates: jax.Array):
             cell, _ = carry
@@ -62,7 +61,8 @@ class LSTMLayer(nn.Module):
             return run(x, forms.joint_gates(weights["kernel"], recurrent, weights["bias"]))
 
         def step(carry: tuple[jax.Array, jax.Array], from_input: jax.Array):
-            return advance(carry, from_input + carry[1] @ recurrent)
+            # Rounded here, so that the gradient is summed over positions in float32.
+            return advance(carry, from_input + carry[1] @ recurrent.astype(self.dtype))
 
         # The inputs' share of all gates at once, for all positions: one large product.
         _, hidden = jax.lax.scan(step, start, from_inputs(x).swapaxes(0, 1))
@@ -82,11 +82,11 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """Logits [batch, length, tokens] of token sequences [batch, length]."""
-        embed = nn.Embed(self.classes, self.width, dtype=self.dtype)
         if self.dtype != jnp.bfloat16 and forms.looks_up(self.classes, inputs):
-            x, tokens = embed(jnp.arange(self.classes)), inputs
+            each = jnp.arange(self.classes)
+            x, tokens = embed(each, self.classes, self.width, self.dtype), inputs
         else:
-            x, tokens = embed(inputs), None
+            x, tokens = embed(inputs, self.classes, self.width, self.dtype), None
         for _ in range(self.depth):
             x = LSTMLayer(self.width, self.activation, self.dtype)(x, tokens)
             tokens = None  # they are the first layer's alone

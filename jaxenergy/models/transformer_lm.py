@@ -19,7 +19,7 @@ from jaxenergy.models.family import (
     Preset,
     norm_argument,
 )
-from jaxenergy.models.layers import classify, drop_path_rates, normalise
+from jaxenergy.models.layers import classify, drop_path_rates, embed, normalise
 
 
 class TransformerLM(nn.Module):
@@ -38,9 +38,9 @@ class TransformerLM(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """Logits [batch, length, tokens] of token sequences [batch, length]."""
-        x = nn.Embed(self.classes, self.width, dtype=self.dtype)(inputs)
+        x = embed(inputs, self.classes, self.width, self.dtype)
         position = self.param("position", nn.initializers.normal(0.02), x.shape[1:])
-        x = x + position.astype(self.dtype)
+        x = (x + position).astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for rate in drop_path_rates(self.stochastic_depth, self.depth):
             x = TransformerBlock(

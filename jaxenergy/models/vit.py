@@ -46,7 +46,7 @@ class ViT(nn.Module):
         side = patch_side(inputs.shape[1:], self.patch_size)
         x = dense(self.width, self.dtype)(patches(inputs.astype(self.dtype), side))
         position = self.param("position", nn.initializers.normal(0.02), x.shape[1:])
-        x = x + position.astype(self.dtype)
+        x = (x + position).astype(self.dtype)
         for rate in drop_path_rates(self.stochastic_depth, self.depth):
             x = TransformerBlock(
                 heads=head_count(self.width, self.heads),

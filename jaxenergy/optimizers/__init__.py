@@ -95,6 +95,11 @@ class Optimizer:
         return bool(functions) and self.iterations_per_update != 1.0
 
     @property
+    def differentiates_gradients(self) -> bool:
+        """Whether an update estimates the Hessian by derivatives of a gradient."""
+        return "obj_fn" in self.row.extra_arguments
+
+    @property
     def iterations_per_update(self) -> float | None:
         """Forward and backward passes an update takes on average; None where it varies."""
         return self.row.mean_iterations(self.hyper_parameters)

@@ -17,7 +17,7 @@ from jaxenergy.config import RunConfig
 from jaxenergy.data import Dataset
 from jaxenergy.data.multitask import build_multitask
 from jaxenergy.errors import UsageError
-from jaxenergy.models.forms import forms_of
+from jaxenergy.models.forms import ONCE_DIFFERENTIABLE, forms_of
 from jaxenergy.training.initial import Initial, check_trainable, frozen_entries
 from jaxenergy.training.steps import Program, make_init
 
@@ -167,6 +167,10 @@ def make_plan(
             f"--augment is for images; --dataset={config.dataset} has sequences of tokens."
         )
     check_target(config, ("accuracy",) if dataset.tokens_per_example is None else _OF_TEXT)
+    optimizer = build_optimizer(config, total_updates)
+    forms = forms_of(platform) if config.forms == "auto" else ()
+    if optimizer.differentiates_gradients:
+        forms = tuple(name for name in forms if name not in ONCE_DIFFERENTIABLE)
     model = models.build(
         config.model,
         depth=config.depth,
@@ -175,10 +179,9 @@ def make_plan(
         input_shape=dataset.train.inputs.shape[1:],
         classes=dataset.classes,
         precision=config.precision,
-        forms=forms_of(platform) if config.forms == "auto" else (),
+        forms=forms,
         **split_arguments(config.model_args, "--model_args"),
     )
-    optimizer = build_optimizer(config, total_updates)
     _check_fit(config, model, optimizer)
     program = Program(
         model=model,

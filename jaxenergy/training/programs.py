@@ -13,7 +13,7 @@ from jax import monitoring
 
 from jaxenergy.data.dataset import UNLABELLED
 from jaxenergy.flops import count_bytes, count_flops, count_flops_as_written
-from jaxenergy.models.forms import LOOPING_FORMS
+from jaxenergy.models.forms import UNCOUNTED_FORMS
 from jaxenergy.training.plan import Plan, updates_per_call
 from jaxenergy.training.steps import (
     CallMetrics,
@@ -270,7 +270,7 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
     None, with a reason.
     """
     program = plan.program
-    loops = LOOPING_FORMS.intersection(plan.forms)
+    loops = UNCOUNTED_FORMS.intersection(plan.forms)
     reason = program.optimizer.row.uncounted and f"the optimizer: {program.optimizer.row.uncounted}"
     if program.model.recurrent or fixed_iterations(program) is None:
         what = "time" if program.model.recurrent else "trials of the optimizer"
@@ -290,7 +290,7 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
         flops, moved = count_flops_as_written(make_updates(unrolled, 1), arguments), None
         no_bytes = (
             "the program loops over micro-batches, or inside attention or depthwise convolutions, "
-            "and XLA counts a loop's body once"
+            "and XLA counts a loop's body once, and nothing of what cuDNN moves"
         )
     why = {
         "flops_per_update": "the CPU's XLA, which counts what a GPU's does not, is left out of JAX",
