@@ -9,17 +9,23 @@ with each update replayed as one CUDA graph, where PyTorch is installed. They ta
 order, in windows at whose end alone the device is waited for. Factors of float32 products are
 rounded to TF32 by all. Operations are three times the forward pass's products, whatever computes
 them; the peak is that of a product of matrices, measured here in the same precision.
+
+Then, JAX alone: `NETWORK_PRECISION_forms` holds the default against plain Flax where forms are
+taken, and `NETWORK_PRECISION_kernels` tells which kernels take an update's time.
 """
 
+import collections
 import dataclasses
 import functools
 import gc
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gpu_measure import make_product
@@ -42,6 +48,9 @@ _PREPARING_S = 125.0
 # Before measuring: what compiles, chooses or captures at first use (PyTorch a CUDA graph in its
 # fourth update) has done so then.
 _FIRST_UPDATES = 8
+# JAX alone: two programs; and one that is in the compilation cache by then, with its trace.
+_PREPARING_FORMS_S, _KERNELS_S = 100.0, 40.0
+_KERNELS_TOLD, _TRACED_CALLS = 12, 3
 # What the CPU's batch of images, 128, leaves idle; its 128 sequences of 256 tokens do not.
 _IMAGES = {"dataset": "synthetic:32x32x3,examples=16384", "batch_size": 512}
 
@@ -217,11 +226,13 @@ def measure_trainings(
     return compared.measurements, {"time": compared.time_ratios, "energy": compared.energy_ratios}
 
 
-def build_network_plan(name: str, platform: str, precision: str, *, smoke: bool) -> Any:
+def build_network_plan(
+    name: str, platform: str, precision: str, *, smoke: bool, forms: str = "auto"
+) -> Any:
     """The plan of one network's training, of the size that is measured, without evaluations."""
     from zoo import CASES, build_plan
 
-    settings: dict[str, Any] = {"precision": precision}
+    settings: dict[str, Any] = {"precision": precision, "forms": forms}
     if smoke:
         settings |= {"width": 1 if name == "wide_resnet" else 8, "batch_size": 16}
     elif CASES[name].dataset == CASES["mlp"].dataset:
@@ -326,6 +337,108 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
     }
 
 
+def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict[str, Any]:
+    """Measures a network's updates with forms and in plain Flax, by turns."""
+    import jax
+
+    from jaxenergy.training.programs import compile_programs, transfer
+
+    _free_memory()
+    smoke, platform = stage.options.smoke, jax.default_backend()
+    plan, plain = (
+        build_network_plan(name, platform, precision, smoke=smoke, forms=forms)
+        for forms in ("auto", "plain")
+    )
+    if not plan.forms:
+        return {"forms": [], "says": ["no form is taken"]}
+    compiled = {
+        "jax": compile_programs(plan, transfer(plan), platform),
+        "jax_plain": compile_programs(plain, transfer(plain), platform),
+    }
+    longest = {programs.updates_per_call for programs in compiled.values()}
+    updates = longest.pop() if len(longest) == 1 and not smoke else 1
+    trainings = {
+        label: begin_jax(programs, programs.init(programs.state_key), updates)
+        for label, programs in compiled.items()
+    }
+    with stage.rig.open_meters() as meters:
+        measurements, ratios = measure_trainings(trainings, meters, seconds)
+    says = [f"with {', '.join(plan.forms)}:"]
+    for label, found in measurements.items():
+        if found.seconds_per_call is None:
+            raise RunError(f"{label}: nothing was measured: {dict(found.why)}")
+        joules = "J unknown"
+        if found.per_call_j is not None:
+            joules = format_si(found.per_call_j / updates, "J")
+        took = format_si(found.seconds_per_call / updates, "s")
+        says.append(f"{label}: {joules} and {took} an update")
+    says += [
+        f"plain Flax takes {by_label['jax_plain']} times the default's {what}"
+        for what, by_label in ratios.items()
+        if by_label["jax_plain"] is not None
+    ]
+    return {
+        "forms": list(plan.forms),
+        "updates_per_call": updates,
+        "losses": {label: training.losses for label, training in trainings.items()},
+        "measurements": {label: dataclasses.asdict(m) for label, m in measurements.items()},
+        "plain_over_default": {
+            what: None if (ratio := by_label["jax_plain"]) is None else dataclasses.asdict(ratio)
+            for what, by_label in ratios.items()
+        },
+        "says": says,
+    }
+
+
+def check_kernels(stage: Stage, name: str, precision: str) -> dict[str, Any]:
+    """Which kernels the time of JAX's update goes to, by its profiler; nothing is metered."""
+    import jax
+
+    from jaxenergy.training.programs import compile_programs, transfer
+
+    _free_memory()
+    smoke, platform = stage.options.smoke, jax.default_backend()
+    plan = build_network_plan(name, platform, precision, smoke=smoke)
+    programs = compile_programs(plan, transfer(plan), platform)
+    updates = 1 if smoke else programs.updates_per_call
+    training = begin_jax(programs, programs.init(programs.state_key), updates)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(_TRACED_CALLS):
+                training.call()
+            training.wait()
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        events = [
+            event
+            for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+            for line in (plane.lines if "GPU" in plane.name else ())
+            for event in (line.events if "Stream" in line.name else ())
+        ]
+        traced = _TRACED_CALLS * updates
+        seconds: collections.Counter[str] = collections.Counter()
+        launches: collections.Counter[str] = collections.Counter()
+        for event in events:
+            seconds[event.name] += event.duration_ns / 1e9 / traced
+            launches[event.name] += 1 / traced
+    if not seconds and not smoke:
+        raise RunError("the profiler saw no kernel")
+    total = math.fsum(seconds.values())
+    kernels = [
+        {"name": kernel, "seconds_per_update": s, "launches_per_update": launches[kernel]}
+        for kernel, s in seconds.most_common(_KERNELS_TOLD)
+    ]
+    return {
+        "kernel_seconds_per_update": total,
+        "launches_per_update": math.fsum(launches.values()),
+        "kernels": kernels,
+        "says": [f"{format_si(total, 's')} of kernels an update"]
+        + [
+            f"{s / total:6.1%}, {launches[kernel]:.0f} launches: {kernel[:70]}"
+            for kernel, s in seconds.most_common(_KERNELS_TOLD)
+        ],
+    }
+
+
 def why_without_torch() -> str | None:
     """Why there is no PyTorch; None where there is."""
     try:
@@ -359,6 +472,15 @@ def make_checks(stage: Stage) -> list[Check]:
             Check(f"{n}_{p}", at_most_s, functools.partial(check_network, stage, n, p, seconds))
             for n in CASES
         ]
+    # Last the kernels: a profiler is in the process then.
+    for p in PRECISIONS:
+        for n in CASES:
+            run = functools.partial(check_forms, stage, n, p, seconds)
+            checks.append(Check(f"{n}_{p}_forms", seconds + _PREPARING_FORMS_S, run))
+    for p in PRECISIONS:
+        for n in CASES:
+            run = functools.partial(check_kernels, stage, n, p)
+            checks.append(Check(f"{n}_{p}_kernels", _KERNELS_S, run))
     return checks
 
 

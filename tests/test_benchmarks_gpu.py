@@ -262,10 +262,11 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
     library = simulated_nvml.build(tmp_path)
     Cards(tmp_path / "state", [Card(name="NVIDIA H200", power_w=POWER_W)]).write()
     networks = [f"{name}_bfloat16" for name in CASES]
+    alone = ["convnext_bfloat16_forms", "mlp_bfloat16_forms", "mlp_bfloat16_kernels"]
     done = gpu_sh(
         "zoo",
         "--budget=smoke",
-        f"--only={','.join(['peak_bfloat16', *networks])}",
+        f"--only={','.join(['peak_bfloat16', *networks, *alone])}",
         f"--results={tmp_path / 'results'}",
         env=simulated_nvml.environment(library, tmp_path / "state"),
     )
@@ -291,6 +292,10 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
         else:
             assert "PyTorch" in found["why"]["torch_eager"], network
     assert joules_known > len(networks) / 2
+    # The forms of the CPU, which computes here; and no GPU's kernels.
+    assert "depthwise" in checks["convnext_bfloat16_forms"]["forms"]
+    assert checks["convnext_bfloat16_forms"]["plain_over_default"]["time"]["value"] > 0
+    assert checks["mlp_bfloat16_forms"]["forms"] == checks["mlp_bfloat16_kernels"]["kernels"] == []
 
 
 def test_trainings_of_the_zoo_are_waited_for_at_the_end_of_a_window_alone():
