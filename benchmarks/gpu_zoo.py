@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ _PREPARING_S = 125.0
 # Before measuring: what compiles, chooses or captures at first use (PyTorch a CUDA graph in its
 # fourth update) has done so then.
 _FIRST_UPDATES = 8
-# JAX alone: two programs; and one that is in the compilation cache by then, with its trace.
-_PREPARING_FORMS_S, _KERNELS_S = 100.0, 40.0
+# JAX alone: two programs, of which an H200 took up to 89 s for one; and one program with its trace.
+_PREPARING_FORMS_S, _KERNELS_S = 160.0, 130.0
 _KERNELS_TOLD, _TRACED_CALLS = 12, 3
 # What the CPU's batch of images, 128, leaves idle; its 128 sequences of 256 tokens do not.
 _IMAGES = {"dataset": "synthetic:32x32x3,examples=16384", "batch_size": 512}
@@ -341,6 +341,7 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
     """Measures a network's updates with forms and in plain Flax, by turns."""
     import jax
 
+    from jaxenergy.frameworks.summary import why_losses_differ
     from jaxenergy.training.programs import compile_programs, transfer
 
     _free_memory()
@@ -363,7 +364,13 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
     }
     with stage.rig.open_meters() as meters:
         measurements, ratios = measure_trainings(trainings, meters, seconds)
+    processes = [
+        {"framework": label, "first_losses": training.losses}
+        for label, training in trainings.items()
+    ]
+    differ = why_losses_differ(processes, precision)
     says = [f"with {', '.join(plan.forms)}:"]
+    says += [f"NOT THE SAME TRAINING: {differ}"] if differ else []
     for label, found in measurements.items():
         if found.seconds_per_call is None:
             raise RunError(f"{label}: nothing was measured: {dict(found.why)}")
@@ -372,6 +379,7 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
             joules = format_si(found.per_call_j / updates, "J")
         took = format_si(found.seconds_per_call / updates, "s")
         says.append(f"{label}: {joules} and {took} an update")
+    joules_known = all(found.per_call_j is not None for found in measurements.values())
     says += [
         f"plain Flax takes {by_label['jax_plain']} times the default's {what}"
         for what, by_label in ratios.items()
@@ -381,13 +389,29 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
         "forms": list(plan.forms),
         "updates_per_call": updates,
         "losses": {label: training.losses for label, training in trainings.items()},
+        "losses_differ": differ,
         "measurements": {label: dataclasses.asdict(m) for label, m in measurements.items()},
         "plain_over_default": {
             what: None if (ratio := by_label["jax_plain"]) is None else dataclasses.asdict(ratio)
             for what, by_label in ratios.items()
         },
         "says": says,
+        **({} if smoke or joules_known else {"failed": "without joules"}),
     }
+
+
+def sum_kernels(
+    planes: Iterable[Any], updates: int
+) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """Of a trace of so many updates: each kernel's seconds and launches of one, by its name."""
+    seconds: collections.Counter[str] = collections.Counter()
+    launches: collections.Counter[str] = collections.Counter()
+    for plane in planes:
+        for line in plane.lines if "GPU" in plane.name else ():
+            for event in line.events if "Stream" in line.name else ():
+                seconds[event.name] += event.duration_ns / 1e9 / updates
+                launches[event.name] += 1 / updates
+    return seconds, launches
 
 
 def check_kernels(stage: Stage, name: str, precision: str) -> dict[str, Any]:
@@ -408,18 +432,8 @@ def check_kernels(stage: Stage, name: str, precision: str) -> dict[str, Any]:
                 training.call()
             training.wait()
         (trace,) = Path(folder).rglob("*.xplane.pb")
-        events = [
-            event
-            for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
-            for line in (plane.lines if "GPU" in plane.name else ())
-            for event in (line.events if "Stream" in line.name else ())
-        ]
-        traced = _TRACED_CALLS * updates
-        seconds: collections.Counter[str] = collections.Counter()
-        launches: collections.Counter[str] = collections.Counter()
-        for event in events:
-            seconds[event.name] += event.duration_ns / 1e9 / traced
-            launches[event.name] += 1 / traced
+        planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+        seconds, launches = sum_kernels(planes, _TRACED_CALLS * updates)
     if not seconds and not smoke:
         raise RunError("the profiler saw no kernel")
     total = math.fsum(seconds.values())

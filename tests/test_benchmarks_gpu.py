@@ -298,6 +298,26 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
     assert checks["mlp_bfloat16_forms"]["forms"] == checks["mlp_bfloat16_kernels"]["kernels"] == []
 
 
+def test_a_traces_kernels_are_summed_by_name_and_update():
+    def line(name, *events):
+        return SimpleNamespace(
+            name=name, events=[SimpleNamespace(name=n, duration_ns=ns) for n, ns in events]
+        )
+
+    device = [
+        line("Stream #1(Compute)", ("gemm", 4e6), ("add", 1e6), ("gemm", 2e6)),
+        line("Stream #2(Memset)", ("add", 1e6)),
+        line("XLA Ops", ("gemm", 9e6)),  # the same time again, by operation
+    ]
+    planes = [
+        SimpleNamespace(name="/device:GPU:0", lines=device),
+        SimpleNamespace(name="/host:CPU", lines=[line("Stream", ("gemm", 9e6))]),
+    ]
+    seconds, launches = gpu_zoo.sum_kernels(planes, 2)
+    assert seconds == {"gemm": pytest.approx(3e-3), "add": pytest.approx(1e-3)}
+    assert launches == {"gemm": 1, "add": 1}
+
+
 def test_trainings_of_the_zoo_are_waited_for_at_the_end_of_a_window_alone():
     done = []
 

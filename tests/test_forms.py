@@ -319,13 +319,16 @@ OF_GPUS: dict[str, tuple[dict[str, Any], set[str]]] = {
 def test_no_gradient_is_lost_to_bfloat16(family, is_formed):
     """Each is within 3 % of float64's: none is a sum of thousands of numbers in bfloat16."""
     arguments, taken = OF_GPUS[family]
-    shape = (8, 8, 3) if family == "convnext" else (64,)
+    # An LSTM's recurrent weights meet each position: their gradient is a sum over the length.
+    shape = {"convnext": (8, 8, 3), "lstm": (256,), "transformer_lm": (64,)}[family]
     model = models.build(family, input_shape=shape, classes=5, precision="bfloat16", **arguments)
     if is_formed:
         model = dataclasses.replace(model, forms=tuple(forms.TRAINING_FORMS))
     assert set(model.forms_taken(128)) == (taken if is_formed else set())
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(128, *shape)) if family == "convnext" else rng.integers(0, 5, (128, 64))
+    rng, examples = np.random.default_rng(0), 32 if family == "lstm" else 128
+    x = rng.normal(size=(examples, *shape))
+    if family != "convnext":
+        x = rng.integers(0, 5, x.shape)
     labels = rng.choice(5, x.shape[:1] if family == "convnext" else x.shape, p=[0.6, *[0.1] * 4])
     params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0))["params"])
 
@@ -462,13 +465,26 @@ def test_the_plan_says_which_forms_are_taken_and_plain_takes_none():
     ("settings", "length", "taken"),
     [
         ({}, 256, True),
-        ({}, 255, False),
+        ({}, 254, False),
+        ({}, 257, False),
+        ({}, 258, True),
         ({"precision": "float32"}, 256, False),
         ({"optimizer": "dpsgd"}, 256, False),
         ({"optimizer": "sophia"}, 256, False),
+        ({"optimizer": "optax:sgd", "learning_rate": 0.1}, 256, False),
         ({"width": 12, "model_args": "heads=1"}, 256, False),
     ],
-    ids=["taken", "short", "float32", "by-example", "second-derivatives", "odd-heads"],
+    ids=[
+        "taken",
+        "short",
+        "odd",
+        "longer",
+        "float32",
+        "by-example",
+        "second-derivatives",
+        "plug-in",
+        "odd-heads",
+    ],
 )
 def test_cudnns_attention_is_taken_where_it_gains_and_can_be_differentiated(
     monkeypatch, settings, length, taken
@@ -479,7 +495,7 @@ def test_cudnns_attention_is_taken_where_it_gains_and_can_be_differentiated(
         | {"precision": "bfloat16"}
         | settings
     )
-    assert "flash_attention" not in forms.forms_of("gpu")  # without such a GPU
+    assert "flash_attention" not in make_plan(config, dataset, "gpu").forms  # no such GPU
     monkeypatch.setattr(forms, "_has_hopper", lambda: True)
     asked = []
 

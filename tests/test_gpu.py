@@ -194,7 +194,9 @@ def test_forms_have_the_gradients_of_plain_flax(jax_on_gpu, family, length, take
         family, input_shape=shape, classes=5, depth=1, width=32, precision="bfloat16"
     )
     formed = dataclasses.replace(plain, forms=forms.forms_of("gpu"))
-    assert set(formed.forms_taken(64)) == taken.intersection(forms.forms_of("gpu"))
+    if not jax.devices()[0].compute_capability.startswith("9."):
+        taken = taken - {"flash_attention"}
+    assert set(formed.forms_taken(64)) == taken
     params = jax.jit(plain.init)(jax.random.key(0))["params"]
 
     def gradients(model, dtype):

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-# Each form with the platforms on which it was measured to pay its way.
+# Each form with the platforms on which it pays its way.
 FORMS: dict[str, tuple[str, ...]] = {
     "materialised": ("cpu",),
     "depthwise": ("cpu",),
@@ -36,7 +36,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "flash_attention": ("gpu",),
     "one_hot": ("gpu",),
 }
-# Measured in training alone, in bfloat16: predictions stay plain.
+# Measured in training alone, on a GPU in bfloat16: predictions stay plain.
 TRAINING_FORMS = frozenset({"depthwise_small", "flash_attention", "one_hot"})
 # Whose gradient JAX cannot differentiate again, as estimates of the Hessian do.
 ONCE_DIFFERENTIABLE = frozenset({"flash_attention"})
@@ -50,19 +50,7 @@ _taken: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("taken"
 
 def forms_of(platform: str) -> tuple[str, ...]:
     """The forms that pay their way on a platform (`cpu`, `gpu`)."""
-    names = [name for name, platforms in FORMS.items() if platform in platforms]
-    if "flash_attention" in names and not _has_hopper():
-        names.remove("flash_attention")
-    return tuple(names)
-
-
-def _has_hopper() -> bool:
-    """Whether JAX computes on an NVIDIA GPU of compute capability 9 or later."""
-    try:
-        capability = jax.local_devices(backend="gpu")[0].compute_capability
-        return int(capability.partition(".")[0]) >= 9
-    except (RuntimeError, AttributeError, ValueError):  # no GPU; one that is no NVIDIA's
-        return False
+    return tuple(name for name, platforms in FORMS.items() if platform in platforms)
 
 
 @contextlib.contextmanager
@@ -156,7 +144,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     if plain["feature_group_count"] > 1:
         by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
         # On a GPU cuDNN computes the gradient to a kernel that is larger than its images channel by
-        # channel, with five launches for each.
+        # channel, with four kernels for each.
         small = max(x.shape[1:3]) < size and x.dtype == jnp.bfloat16
         if (
             by_channel
@@ -337,18 +325,29 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     return outputs.reshape(-1, *outputs.shape[2:]).swapaxes(1, 2)
 
 
-# Positions from which on cuDNN's attention was measured to gain; over 64 it gains nothing.
+# Positions from which on cuDNN's attention was measured to gain; of 64 it gained nothing.
 _FLASH_LENGTH = 256
 
 
 def attends_by_cudnn(shape: tuple[int, ...]) -> bool:
     """Whether causal attention over bfloat16 [batch, length, heads, features] is to be cuDNN's.
 
-    Where gradients are taken by example, a layer meets one at a time, and is plain.
+    JAX refuses odd lengths and other numbers of features. Where gradients are taken by example, a
+    layer meets one at a time, and is plain.
     """
     batch, length, _, features = shape
-    suits = batch > 1 and length >= _FLASH_LENGTH and features % 8 == 0 and features <= 128
-    return suits and takes("flash_attention")
+    suits = batch > 1 and length >= _FLASH_LENGTH and length % 2 == 0
+    suits = suits and features % 8 == 0 and features <= 128
+    is_open = "flash_attention" in _open.get()
+    return suits and is_open and _has_hopper() and takes("flash_attention")
+
+
+def _has_hopper() -> bool:
+    """Whether JAX computes on an NVIDIA GPU of compute capability 9, the only measured."""
+    try:
+        return jax.local_devices(backend="gpu")[0].compute_capability.startswith("9.")
+    except (RuntimeError, AttributeError):  # no GPU; one that has no such thing
+        return False
 
 
 def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

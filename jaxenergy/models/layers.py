@@ -41,9 +41,9 @@ def _promote_all_but_bias(x: Any, kernel: Any, bias: Any, *, dtype: Any) -> tupl
     return *promote_dtype(x, kernel, dtype=dtype), bias
 
 
-# A parameter that many positions share has a gradient that is summed over them. Flax rounds it to
-# bfloat16 first, and XLA sums in what it is given, where a sum stops growing after some hundred
-# numbers: gradients to biases were off by a fifth. Here they meet the rest in float32.
+# A parameter that many positions share has a gradient that is summed over them. Flax rounds the
+# parameter to bfloat16 first, so the sum is in bfloat16 too, where it stops growing after some
+# hundred numbers (docs/decisions.md). Here biases meet the rest in float32.
 class Dense(nn.Dense):
     """Flax's, with its bias added in the parameters' dtype and the result rounded to `dtype`."""
 

@@ -96,8 +96,8 @@ class Optimizer:
 
     @property
     def differentiates_gradients(self) -> bool:
-        """Whether an update estimates the Hessian by derivatives of a gradient."""
-        return "obj_fn" in self.row.extra_arguments
+        """Whether an update may differentiate a gradient: for the Hessian, or in a plug-in."""
+        return "obj_fn" in self.row.extra_arguments or ":" in self.name
 
     @property
     def iterations_per_update(self) -> float | None:

@@ -327,7 +327,7 @@ def _look_in_jax(
         _cast(variables, program), _take_batch(program, indices)
     )
     outputs = {
-        "/".join(path[:-1]): outputs[0]
+        "/".join(path[:-1]): outputs[-1]  # of a layer and of Flax's inside it, the layer's
         for path, outputs in _flatten(layers).items()
         if path[-1] == "__call__" and len(path) > 1
     }

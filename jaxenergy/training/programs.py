@@ -265,12 +265,12 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
     """Floating point operations and bytes of the one-update program, by XLA's own count.
 
     XLA counts a loop's body once. So micro-batches are unrolled for counting, operations are those
-    of plain Flax where a form (`models.forms`) has a loop, and where a loop remains (over time in a
-    recurrent network, in a line search) or the optimizer does what XLA does not count, the count is
-    None, with a reason.
+    of plain Flax where a form (`models.forms`) has a loop or calls cuDNN, and where a loop remains
+    (over time in a recurrent network, in a line search) or the optimizer does what XLA does not
+    count, the count is None, with a reason.
     """
     program = plan.program
-    loops = UNCOUNTED_FORMS.intersection(plan.forms)
+    uncounted = UNCOUNTED_FORMS.intersection(plan.forms)
     reason = program.optimizer.row.uncounted and f"the optimizer: {program.optimizer.row.uncounted}"
     if program.model.recurrent or fixed_iterations(program) is None:
         what = "time" if program.model.recurrent else "trials of the optimizer"
@@ -281,16 +281,18 @@ def _cost_of_update(plan: Plan, compiled: Any, arguments: tuple) -> dict[str, An
             "bytes_per_update": None,
             "why": {"flops_per_update": reason, "bytes_per_update": reason},
         }
-    if not loops and (program.accumulate == 1 or program.unroll_accumulation):
+    if not uncounted and (program.accumulate == 1 or program.unroll_accumulation):
         flops = count_flops(make_updates(program, 1), arguments, compiled)
         moved, no_bytes = count_bytes(compiled), "XLA does not count what cuBLAS and cuDNN move"
     else:
-        plain = dataclasses.replace(program.model, forms=()) if loops else program.model
+        plain = dataclasses.replace(program.model, forms=()) if uncounted else program.model
         unrolled = dataclasses.replace(program, unroll_accumulation=True, model=plain)
         flops, moved = count_flops_as_written(make_updates(unrolled, 1), arguments), None
         no_bytes = (
-            "the program loops over micro-batches, or inside attention or depthwise convolutions, "
-            "and XLA counts a loop's body once, and nothing of what cuDNN moves"
+            "XLA does not count what cuDNN moves"
+            if "flash_attention" in uncounted
+            else "the program loops over micro-batches, or inside attention or depthwise "
+            "convolutions, and XLA counts a loop's body once"
         )
     why = {
         "flops_per_update": "the CPU's XLA, which counts what a GPU's does not, is left out of JAX",
