@@ -263,13 +263,16 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
     Cards(tmp_path / "state", [Card(name="NVIDIA H200", power_w=POWER_W)]).write()
     networks = [f"{name}_bfloat16" for name in CASES]
     alone = ["convnext_bfloat16_forms", "mlp_bfloat16_forms", "mlp_bfloat16_kernels"]
-    done = gpu_sh(
+    command = [
         "zoo",
         "--budget=smoke",
         f"--only={','.join(['peak_bfloat16', *networks, *alone])}",
         f"--results={tmp_path / 'results'}",
-        env=simulated_nvml.environment(library, tmp_path / "state"),
-    )
+    ]
+    environment = simulated_nvml.environment(library, tmp_path / "state")
+    done = gpu_sh(*command, env=environment)
+    if done.returncode == 1 and "the time was up before the first window" in done.stderr:
+        done = gpu_sh(*command, env=environment)  # a busy machine: what failed is done again
     assert done.returncode == 0, done.stdout + done.stderr
     checks = json.loads((tmp_path / "results" / "nvidia-h200" / "zoo.json").read_text())["checks"]
     # Two hidden layers of 8 units over 3072 numbers: 2 FLOPs a weight, forward, three times over.
