@@ -76,7 +76,7 @@ def lines_in(path: Path) -> int:
         (["window"], DAY_S),
         pytest.param(["summary"], 0, marks=pytest.mark.slow),
         pytest.param(["start", "training"], 0, marks=pytest.mark.slow),
-        (["end"], -DAY_S),
+        pytest.param(["end"], -DAY_S, marks=pytest.mark.slow),
     ],
     ids=["save", "window", "summary", "twice", "end"],
 )
@@ -541,6 +541,7 @@ HARMS = {
 }
 
 
+@pytest.mark.slow
 def test_what_cannot_be_continued_is_said_by_the_driver_and_left_as_it_is(
     tmp_path, tree, reference
 ):

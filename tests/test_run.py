@@ -182,7 +182,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed(tmp_path):
     assert record.summary["energy_j"]["total"] > 0
 
 
-@pytest.mark.parametrize("package", ["tensorflow_datasets", "pyRAPL", "torch", "matplotlib"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "tensorflow_datasets",
+        pytest.param("pyRAPL", marks=pytest.mark.slow),
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("matplotlib", marks=pytest.mark.slow),
+    ],
+)
 def test_optional_packages_are_not_needed(package, tmp_path):
     blocked = tmp_path / "blocked"
     blocked.mkdir()
@@ -213,7 +221,10 @@ def lines_in(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_the_run_goes_on_from_there(signum, status, tmp_path):
     process = start(tmp_path)
     wait_for(lambda: lines_in(tmp_path / "x" / "metrics.jsonl") >= 2, process)
@@ -313,6 +324,7 @@ def test_several_devices_are_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_not_that_of_other_data(tmp_path):
     text = tmp_path / "text"
     flags = ["--model=lstm", "--dataset=text:length=8", f"--data_dir={text}", "--name=x"]
@@ -388,6 +400,7 @@ def test_an_optimizer_of_the_user_s_own_is_trained_with(tmp_path):
     assert record.config["resolved"]["schedule"] == "cosine"
 
 
+@pytest.mark.slow
 def test_a_run_is_not_that_of_other_code_of_its_optimizer(tmp_path):
     code = tmp_path / "mine.py"
     code.write_text(

@@ -509,6 +509,7 @@ def test_results_of_other_conditions_are_left_alone_and_said(swept, tmp_path):
         result.comparable()
 
 
+@pytest.mark.slow
 def test_runs_on_other_data_are_left_alone_and_said(tmp_path):
     text = tmp_path / "text"
     flags = ["--model=lstm", "--dataset=text:length=8", f"--data_dir={text}"]
