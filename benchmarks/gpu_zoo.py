@@ -11,7 +11,8 @@ rounded to TF32 by all. Operations are three times the forward pass's products, 
 them; the peak is that of a product of matrices, measured here in the same precision.
 
 Then, JAX alone: `NETWORK_PRECISION_forms` holds the default against plain Flax where forms are
-taken, and `NETWORK_PRECISION_kernels` tells which kernels take an update's time.
+taken, and against the default without each of several; and `NETWORK_PRECISION_kernels` tells which
+kernels take an update's time.
 """
 
 import collections
@@ -48,7 +49,8 @@ _PREPARING_S = 125.0
 # Before measuring: what compiles, chooses or captures at first use (PyTorch a CUDA graph in its
 # fourth update) has done so then.
 _FIRST_UPDATES = 8
-# JAX alone: two programs, of which an H200 took up to 89 s for one; and one program with its trace.
+# JAX alone: two to four programs, of which an H200 took up to 89 s for the first; and one program
+# with its trace.
 _PREPARING_FORMS_S, _KERNELS_S = 160.0, 130.0
 _KERNELS_TOLD, _TRACED_CALLS = 12, 3
 # What the CPU's batch of images, 128, leaves idle; its 128 sequences of 256 tokens do not.
@@ -337,8 +339,19 @@ def check_network(stage: Stage, name: str, precision: str, seconds: float) -> di
     }
 
 
+def leave_out(plan: Any, form: str) -> Any:
+    """The same plan without one of the forms it takes."""
+    left = tuple(name for name in plan.forms if name != form)
+    model = dataclasses.replace(plan.program.model, forms=left)
+    program = dataclasses.replace(plan.program, model=model)
+    return dataclasses.replace(plan, program=program, forms=left)
+
+
 def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict[str, Any]:
-    """Measures a network's updates with forms and in plain Flax, by turns."""
+    """Measures a network's updates with forms, without each of several, and in plain Flax.
+
+    They take turns; so many seconds are for two of them.
+    """
     import jax
 
     from jaxenergy.frameworks.summary import why_losses_differ
@@ -352,9 +365,12 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
     )
     if not plan.forms:
         return {"forms": [], "says": ["no form is taken"]}
+    plans = {"default": plan, "plain Flax": plain}
+    if len(plan.forms) > 1:
+        told = plan.forms[:1] if smoke else plan.forms
+        plans |= {f"without {form}": leave_out(plan, form) for form in told}
     compiled = {
-        "jax": compile_programs(plan, transfer(plan), platform),
-        "jax_plain": compile_programs(plain, transfer(plain), platform),
+        label: compile_programs(each, transfer(each), platform) for label, each in plans.items()
     }
     longest = {programs.updates_per_call for programs in compiled.values()}
     updates = longest.pop() if len(longest) == 1 and not smoke else 1
@@ -363,13 +379,13 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
         for label, programs in compiled.items()
     }
     with stage.rig.open_meters() as meters:
-        measurements, ratios = measure_trainings(trainings, meters, seconds)
+        measurements, ratios = measure_trainings(trainings, meters, seconds * len(plans) / 2)
     processes = [
         {"framework": label, "first_losses": training.losses}
         for label, training in trainings.items()
     ]
     differ = why_losses_differ(processes, precision)
-    says = [f"with {', '.join(plan.forms)}:"]
+    says = [f"by default with {', '.join(plan.forms)}"]
     says += [f"NOT THE SAME TRAINING: {differ}"] if differ else []
     for label, found in measurements.items():
         if found.seconds_per_call is None:
@@ -381,9 +397,10 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
         says.append(f"{label}: {joules} and {took} an update")
     joules_known = all(found.per_call_j is not None for found in measurements.values())
     says += [
-        f"plain Flax takes {by_label['jax_plain']} times the default's {what}"
+        f"{label} takes {ratio} times the default's {what}"
         for what, by_label in ratios.items()
-        if by_label["jax_plain"] is not None
+        for label, ratio in by_label.items()
+        if ratio is not None
     ]
     return {
         "forms": list(plan.forms),
@@ -391,8 +408,11 @@ def check_forms(stage: Stage, name: str, precision: str, seconds: float) -> dict
         "losses": {label: training.losses for label, training in trainings.items()},
         "losses_differ": differ,
         "measurements": {label: dataclasses.asdict(m) for label, m in measurements.items()},
-        "plain_over_default": {
-            what: None if (ratio := by_label["jax_plain"]) is None else dataclasses.asdict(ratio)
+        **{
+            f"{what}_over_default": {
+                label: None if ratio is None else dataclasses.asdict(ratio)
+                for label, ratio in by_label.items()
+            }
             for what, by_label in ratios.items()
         },
         "says": says,
@@ -490,7 +510,7 @@ def make_checks(stage: Stage) -> list[Check]:
     for p in PRECISIONS:
         for n in CASES:
             run = functools.partial(check_forms, stage, n, p, seconds)
-            checks.append(Check(f"{n}_{p}_forms", seconds + _PREPARING_FORMS_S, run))
+            checks.append(Check(f"{n}_{p}_forms", 2 * seconds + _PREPARING_FORMS_S, run))
     for p in PRECISIONS:
         for n in CASES:
             run = functools.partial(check_kernels, stage, n, p)

@@ -297,7 +297,9 @@ def test_the_zoo_tells_joules_time_and_share_of_the_peak_of_every_family(tmp_pat
     assert joules_known > len(networks) / 2
     # The forms of the CPU, which computes here; and no GPU's kernels.
     assert "depthwise" in checks["convnext_bfloat16_forms"]["forms"]
-    assert checks["convnext_bfloat16_forms"]["plain_over_default"]["time"]["value"] > 0
+    ratios = checks["convnext_bfloat16_forms"]["time_over_default"]
+    assert set(ratios) == {"plain Flax", "without depthwise"}
+    assert all(ratio["value"] > 0 for ratio in ratios.values())
     assert checks["mlp_bfloat16_forms"]["forms"] == checks["mlp_bfloat16_kernels"]["kernels"] == []
 
 

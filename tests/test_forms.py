@@ -227,7 +227,8 @@ def test_causal_attention_and_its_gradients_are_the_plain_ones():
         assert taken == taken_by
 
 
-def test_a_recurrent_layer_and_its_gradients_are_the_plain_ones():
+@pytest.mark.parametrize("form", ["deferred_products", "recurrence"])
+def test_a_recurrent_layer_and_its_gradients_are_the_plain_ones(form):
     layer = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.float32)
     (x,) = draw((64, 7, 4))
     variables = layer.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
@@ -238,19 +239,25 @@ def test_a_recurrent_layer_and_its_gradients_are_the_plain_ones():
         return layer.clone(dtype=x.dtype).apply(build.unflatten(leaves), x)
 
     def formed(x, *leaves):
-        with forms.choose(["recurrence"]) as taken:
+        with forms.choose([form]) as taken:
             found = apply(x, *leaves)
-        assert taken == {"recurrence"}
+        assert taken == {form}
         return found
 
     assert_equal(formed, apply, x, *map(np.asarray, flat))
-    with forms.choose(forms.FORMS):
+    assert_curvature_is_equal(formed, apply, x, *map(np.asarray, flat))
+    with forms.choose([form]):
         assert jax.tree.map(jnp.shape, layer.init(jax.random.key(0), jnp.asarray(x))) == shapes
-        narrow = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.bfloat16)
-        with forms.choose(forms.FORMS) as taken:
-            jax.eval_shape(narrow.apply, variables, jnp.zeros((64, 7, 4), jnp.bfloat16))
-            jax.eval_shape(layer.apply, variables, jnp.zeros((63, 7, 4)))
-        assert taken == set()
+
+
+def test_a_recurrent_layer_is_plain_where_no_form_suits():
+    layer = LSTMLayer(width=5, activation=ACTIVATIONS["tanh"], dtype=jnp.float32)
+    narrow = layer.clone(dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), jnp.zeros((1, 7, 4)))
+    for platform, of, examples in (("cpu", narrow, 64), ("cpu", layer, 63), ("gpu", narrow, 1)):
+        with forms.choose(forms.forms_of(platform)) as taken:
+            jax.eval_shape(of.apply, variables, jnp.zeros((examples, 7, 4), of.dtype))
+        assert taken - {"materialised"} == set()
 
 
 def test_gates_are_looked_up_where_a_batch_has_more_positions_than_there_are_tokens():
@@ -309,7 +316,7 @@ def test_xla_computes_once_what_is_materialised():
 # What a GPU of this machine could not be asked for stays out: `tests/test_gpu.py` has it.
 OF_GPUS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "convnext": ({"depth": 1, "width": 8}, {"depthwise_small"}),
-    "lstm": ({"depth": 1, "width": 8}, {"one_hot"}),
+    "lstm": ({"depth": 1, "width": 8}, {"deferred_products", "one_hot"}),
     "transformer_lm": ({"depth": 1, "width": 16}, {"one_hot"}),
 }
 
@@ -456,9 +463,7 @@ def test_the_plan_says_which_forms_are_taken_and_plain_takes_none():
     }
     assert taken["cpu", "auto"] == ["depthwise", "patches"]
     assert taken["cpu", "plain"] == taken["gpu", "plain"] == []
-    assert taken["gpu", "auto"] == []  # in float32; in bfloat16:
-    config = dataclasses.replace(config, precision="bfloat16")
-    assert make_plan(config, dataset, "gpu").resolved()["forms"] == ["depthwise_small"]
+    assert taken["gpu", "auto"] == ["depthwise_small"]
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,13 @@ FORMS: dict[str, tuple[str, ...]] = {
     "causal_attention": ("cpu",),
     "recurrence": ("cpu",),
     "looked_up_gates": ("cpu",),
+    "deferred_products": ("gpu",),
     "depthwise_small": ("gpu",),
     "flash_attention": ("gpu",),
     "one_hot": ("gpu",),
 }
 # Measured in training alone, on a GPU in bfloat16: predictions stay plain.
-TRAINING_FORMS = frozenset({"depthwise_small", "flash_attention", "one_hot"})
+TRAINING_FORMS = frozenset({"deferred_products", "depthwise_small", "flash_attention", "one_hot"})
 # Whose gradient JAX cannot differentiate again, as estimates of the Hessian do.
 ONCE_DIFFERENTIABLE = frozenset({"flash_attention"})
 # Whose operations XLA cannot count, a loop's or a library's: in a prediction, and in an update.
@@ -145,7 +146,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
         by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
         # On a GPU cuDNN computes the gradient to a kernel that is larger than its images channel by
         # channel, with four kernels for each.
-        small = max(x.shape[1:3]) < size and x.dtype == jnp.bfloat16
+        small = max(x.shape[1:3]) < size
         if (
             by_channel
             and size % 2 == 1
@@ -383,8 +384,12 @@ def recurs_jointly(examples: int) -> bool:
     return examples >= _JOINT_EXAMPLES and takes("recurrence")
 
 
+# Gives the new carry and the output of a position from the carry and the gates.
+Advance = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
+
+
 def recurrence(
-    advance: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    advance: Advance,
     start: tuple[jax.Array, jax.Array],
     inputs: jax.Array,
     gates: Callable[[jax.Array, jax.Array], jax.Array],
@@ -445,3 +450,71 @@ def looked_up_gates(table: jax.Array, recurrent: jax.Array):
         recurrent: of the hidden state [width, gates].
     """
     return lambda token, hidden: table[token] + hidden @ recurrent
+
+
+def defers_products(examples: int) -> bool:
+    """Whether the recurrent weights' gradient is to be one product after the loop.
+
+    Where gradients are taken by example, a layer meets one at a time, and is plain.
+    """
+    return examples > 1 and takes("deferred_products")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def deferred_products(
+    advance: Advance,
+    start: tuple[jax.Array, jax.Array],
+    from_inputs: jax.Array,
+    recurrent: jax.Array,
+) -> jax.Array:
+    """A recurrent layer whose recurrent weights' gradient is one product after the loop.
+
+    The plain layer's loop adds a position's share to that gradient at each position. On a GPU what
+    a position costs is launching its kernels, so here its loop back has one product and the gates'
+    derivatives, which it makes of the gates and the cell before, all that is kept.
+
+    Args:
+        advance: gives the new carry and the output, which is its second part, from the carry's
+            first part (it must not use the second) and the gates.
+        start: the carry to begin with: cell and hidden state [batch, width].
+        from_inputs: the inputs' share of the gates [length, batch, gates].
+        recurrent: weights of the hidden state [width, gates].
+
+    Returns:
+        The outputs [length, batch, width].
+    """
+    return _run_recurrence(advance, start, from_inputs, recurrent)[0]
+
+
+def _run_recurrence(advance, start, from_inputs, recurrent):
+    weights = recurrent.astype(from_inputs.dtype)
+
+    def step(carry, from_input):
+        gates = from_input + carry[1] @ weights
+        new, hidden = advance(carry, gates)
+        return new, (hidden, gates, carry[0])
+
+    _, (hidden, gates, cells) = lax.scan(step, start, from_inputs)
+    return hidden, (start, recurrent, hidden, gates, cells)
+
+
+def _recurrence_backward(advance, residuals, to_hidden):
+    start, recurrent, hidden, gates, cells = residuals
+    weights = recurrent.astype(gates.dtype).T
+
+    def step(to_carry, at_position):
+        gates, cell, to_output = at_position
+        _, backward = jax.vjp(lambda cell, gates: advance((cell, start[1]), gates), cell, gates)
+        to_cell, to_gates = backward((to_carry, to_output))
+        return (to_cell, to_gates @ weights), to_gates
+
+    nothing = jax.tree.map(jnp.zeros_like, start)
+    to_start, to_gates = lax.scan(step, nothing, (gates, cells, to_hidden), reverse=True)
+    before = jnp.concatenate([start[1][None], hidden[:-1]])
+    to_recurrent = jnp.einsum(
+        "tbw,tbg->wg", before, to_gates, preferred_element_type=recurrent.dtype
+    )
+    return to_start, to_gates, to_recurrent
+
+
+deferred_products.defvjp(_run_recurrence, _recurrence_backward)  # type: ignore[attr-defined]

@@ -65,7 +65,10 @@ class LSTMLayer(nn.Module):
             return advance(carry, from_input + carry[1] @ recurrent.astype(self.dtype))
 
         # The inputs' share of all gates at once, for all positions: one large product.
-        _, hidden = jax.lax.scan(step, start, from_inputs(x).swapaxes(0, 1))
+        from_all = from_inputs(x).swapaxes(0, 1)
+        if forms.defers_products(len(x)):
+            return forms.deferred_products(advance, start, from_all, recurrent).swapaxes(0, 1)
+        _, hidden = jax.lax.scan(step, start, from_all)
         return hidden.swapaxes(0, 1)
 
 
