@@ -19,7 +19,7 @@ from jaxenergy.errors import UsageError, unknown_value
 
 # Raised when the same flags would mean another computation or another way of measuring: results
 # of different protocols have different ids and are never mixed.
-PROTOCOL = 9
+PROTOCOL = 10
 
 PRECISIONS = ("float32", "bfloat16")
 FORMS = ("auto", "plain")

@@ -35,10 +35,9 @@ FORMS: dict[str, tuple[str, ...]] = {
     "deferred_products": ("gpu",),
     "depthwise_small": ("gpu",),
     "flash_attention": ("gpu",),
-    "one_hot": ("gpu",),
 }
-# Measured in training alone, on a GPU in bfloat16: predictions stay plain.
-TRAINING_FORMS = frozenset({"deferred_products", "depthwise_small", "flash_attention", "one_hot"})
+# Measured in training alone, on a GPU: predictions stay plain.
+TRAINING_FORMS = frozenset({"deferred_products", "depthwise_small", "flash_attention"})
 # Whose gradient JAX cannot differentiate again, as estimates of the Hessian do.
 ONCE_DIFFERENTIABLE = frozenset({"flash_attention"})
 # Whose operations XLA cannot count, a loop's or a library's: in a prediction, and in an update.
@@ -145,8 +144,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **plai
     if plain["feature_group_count"] > 1:
         by_channel = plain["feature_group_count"] == channels == kernel.shape[-1]
         # On a GPU cuDNN computes the gradient to a kernel that is larger than its images channel by
-        # channel, with four kernels for each.
-        small = max(x.shape[1:3]) < size
+        # channel, with four kernels for each. Measured in bfloat16 alone.
+        small = max(x.shape[1:3]) < size and x.dtype == jnp.bfloat16
         if (
             by_channel
             and size % 2 == 1
@@ -358,19 +357,6 @@ def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
         Dao et al. 2022, "FlashAttention", arXiv 2205.14135.
     """
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
-
-
-# Tokens of a vocabulary up to which a product takes the place of a lookup. It was measured with 65.
-_ONE_HOT_TOKENS = 128
-
-
-def multiplies_one_hot(vocabulary: int, dtype: Any) -> bool:
-    """Whether vectors of tokens are to be made by a product with one-hot rows.
-
-    The gradient is one product then. That of a lookup adds each position's to its token's, and on a
-    GPU positions of the same token wait for each other.
-    """
-    return vocabulary <= _ONE_HOT_TOKENS and dtype == jnp.bfloat16 and takes("one_hot")
 
 
 # Examples from which on a product at each position repays adding its share to the weights' gradient

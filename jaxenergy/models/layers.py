@@ -113,10 +113,7 @@ def embed(tokens: jax.Array, vocabulary: int, features: int, dtype: Any) -> jax.
     Returns:
         [..., features].
     """
-    table = nn.Embed(vocabulary, features)
-    if forms.multiplies_one_hot(vocabulary, dtype):
-        return jax.nn.one_hot(tokens, vocabulary, dtype=dtype) @ table.embedding.astype(dtype)
-    return table(tokens).astype(dtype)
+    return nn.Embed(vocabulary, features)(tokens).astype(dtype)
 
 
 def _identity(x: jax.Array) -> jax.Array:
