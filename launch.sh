@@ -205,7 +205,8 @@ ensure_installed
 unset PYTHONHOME
 if [[ $command == test ]]; then
   cd "$root"
-  exec "$venv/bin/python" -m pytest "$@"
+  # A file of tests at a time in each of as many processes as tests/conftest.py says.
+  exec "$venv/bin/python" -m pytest --numprocesses=auto --dist=loadfile "$@"
 fi
 # Where you are may hold folders of the same names: this project comes first, then what you named
 # yourself, then where you are (plug-ins).

@@ -182,7 +182,9 @@ def test_second_call_installs_nothing_and_passes_the_status_on(toy: Toy):
 def test_tests_add_what_they_need_and_run_in_the_project(toy: Toy):
     done = toy.call("test", "--slow", "-k", "a b")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"tests ['--slow', '-k', 'a b'] {toy.root}\n"
+    assert done.stdout == (
+        f"tests ['--numprocesses=auto', '--dist=loadfile', '--slow', '-k', 'a b'] {toy.root}\n"
+    )
     assert "making" not in done.stderr
     extras = (toy.root / ".venv" / "launch" / "installed").read_text().splitlines()[2].split()
     assert {"rapl", "tfds", "test"} <= set(extras)
