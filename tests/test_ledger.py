@@ -1,5 +1,6 @@
 """The ledger: lines partition the run, nothing leaks, what cannot be told is null with a reason."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -101,6 +102,21 @@ def test_cuts_give_contiguous_windows_of_one_phase():
     assert all(a["end_ns"] == b["start_ns"] for a, b in itertools.pairwise(lines))
     for line in lines:
         assert run.joules(line) == pytest.approx(run.true_j(line), abs=2e-3)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_phase_does_after_its_last_cut_is_in_its_place_and_counts_nothing(fails):
+    run = Run()
+    with contextlib.suppress(OSError), run.ledger.phase("eval", first_update=7) as phase:
+        run.work(0.25)
+        phase.cut(first_update=7, steady=False)
+        run.work(0.002)  # leaving takes that long on a busy machine
+        if fails:
+            raise OSError
+    lines = run.close()
+    assert [line["first_update"] for line in lines] == [7, 7]
+    assert [line["updates"] for line in lines] == [0, 0]
+    assert not any(line["steady"] for line in lines)
 
 
 def test_lines_say_when_a_slow_counter_was_seen_to_tick():

@@ -376,8 +376,9 @@ class Ledger:
             outer = self._stack[-2] if len(self._stack) > 1 else None
             if sliver:
                 self._relabel(outer)
-            elif rest or kind is not None:
-                self._end_line(outer, unfenced, steady=False)
+            elif rest or kind is not None:  # nothing that counts, in the phase's place all the same
+                place = _counts(first_update=phase._counts["first_update"])
+                self._end_line(outer, unfenced, counts=place, steady=False)
             else:
                 self._end_line(outer, unfenced, counts=phase._counts)
             self._stack.pop()
