@@ -49,7 +49,7 @@ _PREPARING_S = 125.0
 # Before measuring: what compiles, chooses or captures at first use (PyTorch a CUDA graph in its
 # fourth update) has done so then.
 _FIRST_UPDATES = 8
-# JAX alone: two to four programs, of which an H200 took up to 89 s for the first; and one program
+# JAX alone: two to four programs, of which an H200 took up to 99 s for the first; and one program
 # with its trace.
 _PREPARING_FORMS_S, _KERNELS_S = 160.0, 130.0
 _KERNELS_TOLD, _TRACED_CALLS = 12, 3

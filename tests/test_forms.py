@@ -520,6 +520,27 @@ def test_cudnns_attention_is_taken_where_it_gains_and_can_be_differentiated(
 
 @pytest.mark.parametrize(
     ("settings", "taken"),
+    [
+        ({}, True),
+        ({"precision": "bfloat16", "depth": 2}, True),
+        ({"optimizer": "sophia"}, True),
+        ({"accumulate": 8}, True),
+        ({"accumulate": 16}, False),
+        ({"optimizer": "dpsgd"}, False),
+        ({"forms": "plain"}, False),
+    ],
+)
+def test_products_are_deferred_in_training_on_a_gpu_where_a_layer_meets_several_examples(
+    settings, taken
+):
+    dataset = data.load("stdlib:length=8")
+    config = RunConfig(model="lstm", width=4, batch_size=16, updates=1, **settings)
+    assert make_plan(config, dataset, "gpu").forms == (("deferred_products",) if taken else ())
+    assert "deferred_products" not in make_plan(config, dataset, "cpu").forms
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
     [({}, True), ({"accumulate": 4}, False), ({"optimizer": "dpsgd"}, False)],
     ids=["batch", "micro-batches", "by-example"],
 )

@@ -473,7 +473,7 @@ def deferred_products(
 
 
 def _run_recurrence(advance, start, from_inputs, recurrent):
-    weights = recurrent.astype(from_inputs.dtype)
+    weights = recurrent.astype(from_inputs.dtype)  # once: no gradient is summed through this
 
     def step(carry, from_input):
         gates = from_input + carry[1] @ weights
