@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two; none but this where tests share a GPU or a cluster, or need the machine alone."""
+    """Two; 0, this one alone, where tests share a GPU or a cluster or need the machine."""
     return 0 if config.option.slow or config.option.gpu else 2
 
 
